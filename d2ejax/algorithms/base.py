@@ -1,0 +1,80 @@
+"""What every algorithm of the library shares: the (init, step) pair and guarded updates."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from d2ejax.typing import Array, Key, Params
+
+
+class Algorithm(NamedTuple):
+    """A stateful algorithm as two pure functions.
+
+    Attributes:
+        init: Maps a key to the state: one pytree with everything that a resume needs.
+        step: Maps the state to the next one and a dict of scalar metrics; one gradient step.
+            Both must run under the mapped axis that the algorithm was made for, if any.
+    """
+
+    init: Callable[[Key], Any]
+    step: Callable[[Any], tuple[Any, dict[str, Array]]]
+
+
+class Model(NamedTuple):
+    """Trained parameters with what training them carries along.
+
+    Attributes:
+        params: The parameters.
+        average: Their exponential moving average.
+        opt_state: The optimiser's state.
+    """
+
+    params: Params
+    average: Params
+    opt_state: optax.OptState
+
+
+def init_model(params: Params, optimiser: optax.GradientTransformation) -> Model:
+    """A model at the start of training."""
+    return Model(params, params, optimiser.init(params))
+
+
+def update_model(
+    model: Model,
+    gradients: Params,
+    loss: Array,
+    optimiser: optax.GradientTransformation,
+    *,
+    decay: float,
+) -> tuple[Model, Array]:
+    """One optimiser step, left out where the loss or a gradient is not finite.
+
+    Args:
+        model: The model.
+        gradients: Gradients of the loss, a tree like the parameters.
+        loss: The loss, a scalar.
+        optimiser: An optax transformation.
+        decay: Decay of the moving average per step, in [0, 1).
+
+    Returns:
+        The next model, and whether the step was taken.
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+    updates, opt_state = optimiser.update(gradients, model.opt_state, model.params)
+    params = optax.apply_updates(model.params, updates)
+    average = optax.incremental_update(params, model.average, 1.0 - decay)
+    proposed = Model(params, average, opt_state)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, model), finite
+
+
+def device_mean(tree: Any, axis_name: str | None) -> Any:
+    """The mean over a mapped axis of devices; the tree itself where there is none."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def device_key(key: Key, axis_name: str | None) -> Key:
+    """A key of this device's own."""
+    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))

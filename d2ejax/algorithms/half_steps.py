@@ -1,0 +1,253 @@
+"""One half-step of iterative proportional fitting, in either direction of time.
+
+A half-step trains one process towards its *goal*, the end that it pins, while the opposite
+process stands still. Which loss it uses follows from what that end offers:
+
+- samples: "likelihood" of paths that the opposite process draws from them,
+- energy: "log_variance" or "trajectory_balance" of the log path ratio, on off-policy paths,
+- energy, with samples of the other end: "semi_discrete", where the reference and a potential in
+  closed form take the place of the opposite process.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from d2ejax import losses, references, rollouts
+from d2ejax.algorithms import partners
+from d2ejax.algorithms.partners import Partner
+from d2ejax.endpoints.base import Endpoint
+from d2ejax.exploration import behaviour, particles, replay_buffer
+from d2ejax.exploration.particles import Particles
+from d2ejax.exploration.replay_buffer import ReplayBuffer
+from d2ejax.kernels import Process
+from d2ejax.references import Reference
+from d2ejax.time_grids import TimeGrid
+from d2ejax.typing import Array, Key, Params
+
+Loss = Literal["likelihood", "log_variance", "trajectory_balance", "semi_discrete"]
+LOSSES: tuple[Loss, ...] = (
+    "likelihood",
+    "log_variance",
+    "trajectory_balance",
+    "semi_discrete",
+)
+
+
+WITH_POTENTIAL: tuple[Loss, ...] = ("trajectory_balance", "semi_discrete")
+"""Losses that train the start's potential beside the drift."""
+
+
+class HalfStep(NamedTuple):
+    """Everything fixed about one half-step. Schedules map the gradient step to a scalar.
+
+    Attributes:
+        loss: Which loss it trains by.
+        trained: The process that it trains.
+        opposite: The process that stands still.
+        reference: The reference on the grid.
+        law: The reference in continuous time.
+        grid: The time grid.
+        start: What the end that the trained process starts from offers to training.
+        goal: What the pinned end offers to training.
+        potential: Network of the start's potential, `(params, x) -> scalar`.
+        particles: How the two ends are explored; None for an end that is sampled.
+        batch_size: Paths scored in one gradient step, on each device.
+        num_paths: Paths that share their start, N.
+        num_anchors: Samples of the start behind a semi-discrete potential, M.
+        reanchor: Whether a likelihood half-step keeps only the ends of the opposite process's
+            paths and joins them by the reference's pinned bridge.
+        off_policy_ratio: Schedule of the share of groups that start off-policy, in [0, 1].
+        reuse_path: Whether the path that found an off-policy start joins its group.
+        inverse_temperature: Schedule of the factor of the goal's energy.
+    """
+
+    loss: Loss
+    trained: Process
+    opposite: Process
+    reference: Process
+    law: Reference
+    grid: TimeGrid
+    start: Endpoint
+    goal: Endpoint
+    potential: Callable[[Params, Array], Array]
+    particles: tuple[Particles | None, Particles | None]
+    batch_size: int
+    num_paths: int
+    num_anchors: int
+    reanchor: bool
+    off_policy_ratio: optax.Schedule
+    reuse_path: bool
+    inverse_temperature: optax.Schedule
+
+    @property
+    def goal_end(self) -> int:
+        """Where a path has its goal: 0 for a backward half-step, -1 for a forward one."""
+        return 0 if self.trained.backward else -1
+
+    @property
+    def start_end(self) -> int:
+        """Where a path has its start: -1 for a backward half-step, 0 for a forward one."""
+        return -1 if self.trained.backward else 0
+
+
+Buffers = tuple[ReplayBuffer | None, ReplayBuffer | None]
+"""Particles of the source and of the target; None for an end that is sampled."""
+
+
+class Inputs(NamedTuple):
+    """What a half-step reads in one gradient step.
+
+    Attributes:
+        params: The trained parameters, to draw paths by; their gradient comes from the loss.
+        average: Their moving average.
+        opposite: Parameters of the opposite process.
+        buffers: The particles.
+        step: The number of gradient steps so far.
+    """
+
+    params: Params
+    average: Params
+    opposite: Params
+    buffers: Buffers
+    step: Array
+
+
+Objective = Callable[[Params], tuple[Array, dict[str, Array]]]
+
+
+def objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buffers]:
+    """Draws the data of one gradient step.
+
+    Args:
+        half: The half-step.
+        key: A typed key.
+        inputs: What it reads.
+
+    Returns:
+        The loss on that data as a function of the trained parameters, with its metrics; and
+        the buffers as drawing the data left them.
+    """
+    if half.loss == "likelihood":
+        return _likelihood_objective(half, key, inputs), inputs.buffers
+    return _balance_objective(half, key, inputs)
+
+
+def _likelihood_objective(half: HalfStep, key: Key, inputs: Inputs) -> Objective:
+    goal_key, path_key, bridge_key = jax.random.split(key, 3)
+    goals = half.goal.sample(goal_key, half.batch_size)
+    paths = partners.learned(half.opposite, inputs.opposite["drift"]).draw(path_key, goals)
+    if half.reanchor:
+        keys = jax.random.split(bridge_key, half.batch_size)
+        bridge = jax.vmap(references.pinned_path, (0, None, 0, 0, None))
+        paths = bridge(keys, half.law, paths[:, 0], paths[:, -1], half.grid)
+
+    def loss(params: Params) -> tuple[Array, dict[str, Array]]:
+        log_densities = jax.vmap(rollouts.step_log_densities, (None, None, 0))(
+            half.trained, params["drift"], paths
+        )
+        nan = jnp.full((), jnp.nan)
+        metrics = {"anchors": nan, "acceptance": nan}
+        return losses.trajectory_likelihood_loss(log_densities), metrics
+
+    return loss
+
+
+def _balance_objective(
+    half: HalfStep, key: Key, inputs: Inputs
+) -> tuple[Objective, Buffers]:
+    partner_key, path_key, refresh_key = jax.random.split(key, 3)
+    partner = _partner(half, partner_key, inputs)
+    buffers, acceptance = _refresh(half, refresh_key, inputs)
+    paths = _explore(half, path_key, inputs, partner, buffers)
+    starts, ends = paths[:, 0, half.start_end], paths[:, -1, half.goal_end]
+    buffers = _replace(buffers, half.goal_end, replay_buffer.add(buffers[half.goal_end], ends))
+    inverse_temperature, log_goal = half.inverse_temperature(inputs.step), half.goal.log_density
+
+    def loss(params: Params) -> tuple[Array, dict[str, Array]]:
+        def log_ratio(path: Array) -> Array:
+            return losses.log_path_ratio(
+                path,
+                log_trained=lambda p: rollouts.log_density(half.trained, params["drift"], p),
+                log_opposite=partner.log_density,
+                log_goal=lambda p: inverse_temperature * log_goal(p[half.goal_end]),
+            )
+
+        log_ratios = jax.vmap(jax.vmap(log_ratio))(paths)
+        anchors = jnp.mean(jax.vmap(partner.effective_anchors)(ends))
+        metrics = {"anchors": anchors, "acceptance": acceptance}
+        return _balance_loss(half, params, starts, log_ratios), metrics
+
+    return loss, buffers
+
+
+def _balance_loss(half: HalfStep, params: Params, starts: Array, log_ratios: Array) -> Array:
+    if half.loss == "log_variance":
+        return losses.log_variance_loss(log_ratios)
+    potentials = jax.vmap(half.potential, (None, 0))(params["potential"], starts)
+    if half.loss == "trajectory_balance":
+        return losses.trajectory_balance_loss(log_ratios, potentials)
+    return losses.log_variance_loss(log_ratios) + losses.potential_loss(potentials, log_ratios)
+
+
+def _partner(half: HalfStep, key: Key, inputs: Inputs) -> Partner:
+    if half.loss != "semi_discrete":
+        return partners.learned(half.opposite, inputs.opposite["drift"])
+    anchors = half.start.sample(key, half.num_anchors)
+    # The average is the slow copy of the potential that keeps the fixed point stable.
+    potentials = jax.vmap(half.potential, (None, 0))(inputs.average["potential"], anchors)
+    return partners.semi_discrete(
+        anchors,
+        potentials,
+        half.law,
+        half.reference,
+        half.grid,
+        backward=half.trained.backward,
+    )
+
+
+def _explore(
+    half: HalfStep, key: Key, inputs: Inputs, partner: Partner, buffers: Buffers
+) -> Array:
+    """Paths to score, `(num_starts, num_paths, num_steps + 1, dim)`."""
+    start_key, goal_key, draw_key, mix_key = jax.random.split(key, 4)
+    num_starts = half.batch_size // half.num_paths
+    _, goals = replay_buffer.sample(goal_key, buffers[half.goal_end], num_starts)
+    if half.start.sample is not None:
+        starts = half.start.sample(start_key, num_starts)
+    else:
+        _, starts = replay_buffer.sample(start_key, buffers[half.start_end], num_starts)
+    return behaviour.mixed_paths(
+        mix_key,
+        starts,
+        partner.draw(draw_key, goals),
+        lambda key, x: rollouts.simulate(key, half.trained, inputs.params["drift"], x),
+        off_policy_ratio=half.off_policy_ratio(inputs.step),
+        num_paths=half.num_paths,
+        reuse_path=half.reuse_path,
+        backward=half.trained.backward,
+    )
+
+
+def _refresh(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Buffers, Array]:
+    """Refreshes the goal's particles, and the start's where paths start from them."""
+    buffers, acceptance = inputs.buffers, jnp.full((), jnp.nan)
+    for end, endpoint in ((half.start_end, half.start), (half.goal_end, half.goal)):
+        explorer, buffer = half.particles[end], buffers[end]
+        if explorer is not None and buffer is not None and endpoint.log_density is not None:
+            buffer, acceptance = particles.refresh(
+                jax.random.fold_in(key, end % 2),
+                explorer,
+                buffer,
+                endpoint.log_density,
+                inputs.step,
+            )
+            buffers = _replace(buffers, end, buffer)
+    return buffers, acceptance
+
+
+def _replace(buffers: Buffers, end: int, buffer: ReplayBuffer) -> Buffers:
+    return (buffer, buffers[1]) if end == 0 else (buffers[0], buffer)

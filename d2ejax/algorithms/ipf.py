@@ -1,0 +1,250 @@
+"""Iterative proportional fitting as one (init, step) algorithm.
+
+Iteration n is a backward half-step, which pins the source, then a forward one, which pins the
+target (De Bortoli et al. 2021, arXiv:2106.01357; with energies, Tamogashev & Malkin 2026). Each
+picks its loss by what its end offers, so that data-to-data, data-to-energy, energy-to-data and
+energy-to-energy are one algorithm.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from d2ejax.algorithms import half_steps
+from d2ejax.algorithms.base import (
+    Algorithm,
+    Model,
+    device_key,
+    device_mean,
+    init_model,
+    update_model,
+)
+from d2ejax.algorithms.half_steps import Buffers, HalfStep, Inputs
+from d2ejax.exploration import particles
+from d2ejax.typing import Array, Key, Params
+
+BACKWARD, FORWARD = 0, 1
+"""Index of each direction in the state's models."""
+
+
+class State(NamedTuple):
+    """The state of IPF.
+
+    Attributes:
+        models: The backward and the forward model; the parameters of each are a dict with the
+            process's "drift" and the "potential" of the end that it starts from.
+        buffers: Particles of the source and of the target; None for an end that is sampled.
+        step: Gradient steps so far.
+        skipped: Steps left out because their loss or gradient was not finite.
+        consecutive_skipped: The length of the current run of such steps.
+        key: A typed key; differs between devices.
+    """
+
+    models: tuple[Model, Model]
+    buffers: Buffers
+    step: Array
+    skipped: Array
+    consecutive_skipped: Array
+    key: Key
+
+
+class Schedule(NamedTuple):
+    """Which half-step each gradient step belongs to: cycles of segments, repeated.
+
+    Attributes:
+        segments: Pairs of a direction and a number of gradient steps, in order; a period.
+        repeats: How often the period runs.
+        final: Segments after the last period.
+    """
+
+    segments: tuple[tuple[int, int], ...]
+    repeats: int
+    final: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def period(self) -> int:
+        """Gradient steps in one iteration."""
+        return sum(steps for _, steps in self.segments)
+
+    @property
+    def total(self) -> int:
+        """Gradient steps in the whole run."""
+        return self.period * self.repeats + sum(steps for _, steps in self.final)
+
+    def boundaries(self) -> list[tuple[int, int, int]]:
+        """All half-steps as `(direction, iteration, end)`, in order; ends are exclusive."""
+        result, end = [], 0
+        for iteration in range(self.repeats):
+            for direction, steps in self.segments:
+                end += steps
+                result.append((direction, iteration, end))
+        for direction, steps in self.final:
+            end += steps
+            result.append((direction, self.repeats, end))
+        return result
+
+
+def schedule(
+    backward_loss: half_steps.Loss,
+    forward_loss: half_steps.Loss,
+    *,
+    iterations: int,
+    backward_steps: int,
+    forward_steps: int,
+) -> Schedule:
+    """The half-steps of a run.
+
+    A semi-discrete half-step needs no opposite process, so that one's gradient steps are all
+    spent at the end, on fitting it once to the finished process.
+
+    Args:
+        backward_loss: Loss of the backward half-step.
+        forward_loss: Loss of the forward half-step.
+        iterations: IPF iterations.
+        backward_steps: Gradient steps of a backward half-step.
+        forward_steps: Gradient steps of a forward half-step.
+
+    Returns:
+        The schedule.
+    """
+    steps = {BACKWARD: backward_steps, FORWARD: forward_steps}
+    for loss, direction in ((backward_loss, BACKWARD), (forward_loss, FORWARD)):
+        if loss == "semi_discrete":
+            other = 1 - direction
+            final = ((other, steps[other] * iterations),)
+            return Schedule(((direction, steps[direction]),), iterations, final)
+    return Schedule(tuple(steps.items()), iterations)
+
+
+def ipf(
+    backward: HalfStep,
+    forward: HalfStep,
+    plan: Schedule,
+    *,
+    init_params: Callable[[Key], tuple[Params, Params]],
+    optimisers: tuple[optax.GradientTransformation, optax.GradientTransformation],
+    ema_decay: float,
+    use_ema_opposite: bool = True,
+    axis_name: str | None = None,
+) -> Algorithm:
+    """IPF over a schedule of half-steps.
+
+    Args:
+        backward: The backward half-step.
+        forward: The forward half-step.
+        plan: Which half-step each gradient step belongs to.
+        init_params: Maps a key to the parameters of the backward and the forward model, each a
+            dict with "drift" and "potential".
+        optimisers: Of the backward and the forward model; see the order of `State.models`.
+        ema_decay: Decay of the parameters' moving average per step.
+        use_ema_opposite: Whether a half-step sees the opposite process by its moving average.
+        axis_name: The mapped axis of devices, over which gradients and metrics are averaged.
+
+    Returns:
+        The algorithm; its state is a `State`.
+    """
+    branches = [
+        functools.partial(
+            _train,
+            direction,
+            half,
+            optimiser,
+            ema_decay=ema_decay,
+            use_ema_opposite=use_ema_opposite,
+            axis_name=axis_name,
+        )
+        for direction, half, optimiser in zip(
+            (BACKWARD, FORWARD), (backward, forward), optimisers, strict=True
+        )
+    ]
+
+    def init(key: Key) -> State:
+        # The key is the same on all devices, and so are the parameters.
+        params_key, own_key = jax.random.split(key)
+        own_key, *buffer_keys = jax.random.split(device_key(own_key, axis_name), 3)
+        params = init_params(params_key)
+        backward_model, forward_model = map(init_model, params, optimisers)
+        zero = jnp.zeros((), jnp.int32)
+        return State(
+            (backward_model, forward_model),
+            _init_buffers(buffer_keys, forward),
+            zero,
+            zero,
+            zero,
+            own_key,
+        )
+
+    def step(state: State) -> tuple[State, dict[str, Array]]:
+        return jax.lax.switch(_direction(plan, state.step), branches, state)
+
+    return Algorithm(init, step)
+
+
+def _train(
+    direction: int,
+    half: HalfStep,
+    optimiser: optax.GradientTransformation,
+    state: State,
+    *,
+    ema_decay: float,
+    use_ema_opposite: bool,
+    axis_name: str | None,
+) -> tuple[State, dict[str, Array]]:
+    """One gradient step of one half-step."""
+    model, opposite = state.models[direction], state.models[1 - direction]
+    key, step_key = jax.random.split(state.key)
+    inputs = Inputs(
+        model.params,
+        model.average,
+        opposite.average if use_ema_opposite else opposite.params,
+        state.buffers,
+        state.step,
+    )
+    loss_fn, buffers = half_steps.objective(half, step_key, inputs)
+    (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
+    loss, metrics, gradients = device_mean((loss, metrics, gradients), axis_name)
+    model, finite = update_model(model, gradients, loss, optimiser, decay=ema_decay)
+    skipped = 1 - finite.astype(jnp.int32)
+    pair = (model, opposite) if direction == BACKWARD else (opposite, model)
+    state = State(
+        models=pair,
+        buffers=buffers,
+        step=state.step + 1,
+        skipped=state.skipped + skipped,
+        consecutive_skipped=(state.consecutive_skipped + skipped) * skipped,
+        key=key,
+    )
+    metrics |= {
+        "loss": jnp.where(finite, loss, 0.0),
+        "gradient_norm": jnp.where(finite, optax.tree.norm(gradients), 0.0),
+        "skipped": skipped.astype(jnp.float32),
+    }
+    return state, metrics
+
+
+def _direction(plan: Schedule, step: Array) -> Array:
+    """The direction that a gradient step trains."""
+    final_step = step - plan.period * plan.repeats
+    return jnp.where(
+        (final_step >= 0) & bool(plan.final),
+        _lookup(plan.final or plan.segments, final_step),
+        _lookup(plan.segments, step % plan.period),
+    )
+
+
+def _lookup(segments: tuple[tuple[int, int], ...], offset: Array) -> Array:
+    ends = jnp.cumsum(jnp.asarray([steps for _, steps in segments], jnp.int32))
+    index = jnp.minimum(jnp.searchsorted(ends, offset, side="right"), len(segments) - 1)
+    return jnp.asarray([direction for direction, _ in segments], jnp.int32)[index]
+
+
+def _init_buffers(keys: list[Key], half: HalfStep) -> Buffers:
+    source, target = (
+        None if explorer is None else particles.init(key, explorer)
+        for key, explorer in zip(keys, half.particles, strict=True)
+    )
+    return source, target

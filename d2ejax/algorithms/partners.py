@@ -1,0 +1,100 @@
+"""What stands opposite to the trained process in a half-step.
+
+Either the learned opposite process, or, where the end that the trained process starts from is
+sampled, the reference with a potential in closed form (the semi-discrete half-step).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from d2ejax import gaussians, losses, references, rollouts
+from d2ejax.kernels import Process
+from d2ejax.references import Reference
+from d2ejax.time_grids import TimeGrid
+from d2ejax.typing import Array, Key, Params
+
+
+class Partner(NamedTuple):
+    """The other factor of the log path ratio.
+
+    Attributes:
+        draw: Maps a key and goal points `(n, dim)` to paths that end (or, for a backward
+            half-step, start) there, shape `(n, num_steps + 1, dim)`.
+        log_density: Maps a path to its log-density given its goal, up to a constant.
+        effective_anchors: Maps a goal point to the effective number of samples behind that
+            log-density; NaN where none are used.
+    """
+
+    draw: Callable[[Key, Array], Array]
+    log_density: Callable[[Array], Array]
+    effective_anchors: Callable[[Array], Array]
+
+
+def learned(process: Process, params: Params) -> Partner:
+    """The opposite process, as it was last trained."""
+
+    def draw(key: Key, goals: Array) -> Array:
+        keys = jax.random.split(key, goals.shape[0])
+        simulate = jax.vmap(rollouts.simulate, (0, None, None, 0))
+        return simulate(keys, process, params, goals)
+
+    return Partner(
+        draw,
+        lambda path: rollouts.log_density(process, params, path),
+        lambda goal: jnp.full((), jnp.nan),
+    )
+
+
+def semi_discrete(
+    anchors: Array,
+    potentials: Array,
+    law: Reference,
+    reference: Process,
+    grid: TimeGrid,
+    *,
+    backward: bool,
+) -> Partner:
+    """The half-bridge of the reference in closed form, against a minibatch.
+
+    Forward half-step: log R(τ | x_K) = log Q(τ | x_0) - log φ_T(x_K) up to a function of x_0,
+    with φ_T averaged over the anchors x_0^m (see `d2ejax.losses.semi_discrete`), and paths from
+    x_K are pinned bridges to an anchor drawn with its weight. Mirrored for a backward one.
+
+    Args:
+        anchors: Samples of the end where the trained process starts, `(num_anchors, dim)`.
+        potentials: Their potentials c, `(num_anchors,)`.
+        law: The reference in continuous time.
+        reference: The reference on the grid.
+        grid: The time grid.
+        backward: Whether the trained process runs backward.
+
+    Returns:
+        The partner.
+    """
+    goal_end = 0 if backward else -1
+
+    def log_weights(goal: Array) -> Array:
+        def log_transition(anchor: Array) -> Array:
+            x_0, x_1 = (goal, anchor) if backward else (anchor, goal)
+            gaussian = references.transition(law, x_0, grid.times[0], grid.times[-1])
+            return gaussians.log_density(gaussian, x_1)
+
+        return losses.anchor_log_weights(jax.vmap(log_transition)(anchors), potentials)
+
+    def draw_one(key: Key, goal: Array) -> Array:
+        choice_key, bridge_key = jax.random.split(key)
+        anchor = anchors[jax.random.categorical(choice_key, log_weights(goal))]
+        x_0, x_1 = (goal, anchor) if backward else (anchor, goal)
+        return references.pinned_path(bridge_key, law, x_0, x_1, grid)
+
+    def draw(key: Key, goals: Array) -> Array:
+        return jax.vmap(draw_one)(jax.random.split(key, goals.shape[0]), goals)
+
+    def log_density(path: Array) -> Array:
+        log_potential = losses.log_potential(log_weights(path[goal_end]))
+        return rollouts.log_density(reference, None, path) - log_potential
+
+    return Partner(draw, log_density, lambda goal: losses.effective_anchors(log_weights(goal)))

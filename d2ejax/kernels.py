@@ -1,0 +1,163 @@
+"""Discretised processes: a network's drift and variance on top of a reference, step by step.
+
+Forward   P(x_{k+1} | x_k) = N(a_k x_k     + Δ_k u(x_k, t_k),         v_k · w_k(x_k) I)
+Backward  R(x_k | x_{k+1}) = N(b_k x_{k+1} + Δ_k u(x_{k+1}, t_{k+1}), v_k · w_k(x_{k+1}) I)
+
+where u and the log-variance s behind w are what the network returns, so that zeros are exactly
+the reference (forward) and its reversal with zero score (backward). One formula covers the
+variance families:
+
+    w_k = ρ_k + (1 - ρ_k) exp(s),   s = bound · tanh(raw / bound),
+
+with ρ = 1 (fixed), ρ = 0 (bounded), or ρ_k the share of the step's variance that remains when
+the far end of the path is pinned (bridge-structured): exact for bridges of a linear reference,
+whose kernel covariance is v_k ρ_k I plus a multiple of Cov(x_T | x_k).
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from d2ejax.gaussians import Gaussian
+from d2ejax.references import Reference
+from d2ejax.time_grids import TimeGrid
+from d2ejax.typing import Array, Network, Params
+
+Variance = Literal["fixed", "bounded", "bridge"]
+Discretisation = Literal["euler", "exact"]
+
+VARIANCES: tuple[Variance, ...] = ("fixed", "bounded", "bridge")
+DISCRETISATIONS: tuple[Discretisation, ...] = ("euler", "exact")
+
+
+class Step(NamedTuple):
+    """What one step needs besides the network; a stack of them has a leading axis K.
+
+    Attributes:
+        time: When the network is evaluated: t_k forward, t_{k+1} backward.
+        length: Δ_k, the factor of the network's drift.
+        scale: The factor of the state in the reference's mean.
+        log_variance: log v_k of the reference's step.
+        pinned_share: ρ_k in [0, 1], the part of the variance that the network cannot change.
+    """
+
+    time: Array
+    length: Array
+    scale: Array
+    log_variance: Array
+    pinned_share: Array
+
+
+class Process(NamedTuple):
+    """A Markov chain on a time grid, run forward or backward.
+
+    Attributes:
+        kernel: Maps `(params, x, step)` to the Gaussian of the next state (forward) or of the
+            one before (backward).
+        steps: The K steps, stacked, in the order of time for both directions.
+        backward: Whether the chain starts at t = T.
+    """
+
+    kernel: Callable[[Params, Array, Step], Gaussian]
+    steps: Step
+    backward: bool
+
+    @property
+    def num_steps(self) -> int:
+        """The number K of steps."""
+        return self.steps.time.shape[0]
+
+
+def process(
+    network: Network,
+    reference: Reference,
+    grid: TimeGrid,
+    *,
+    backward: bool = False,
+    variance: Variance = "bridge",
+    bound: float = 6.0,
+    discretisation: Discretisation = "euler",
+) -> Process:
+    """Builds the chain of a network's drift and log-variance around a reference.
+
+    Args:
+        network: Maps `(params, x, t)` to `(drift, log_variance)`, residuals on the reference.
+        reference: The reference process.
+        grid: The time grid.
+        backward: False for P(x_{k+1} | x_k), True for R(x_k | x_{k+1}).
+        variance: "fixed" ignores the network's log-variance; "bounded" learns it freely within
+            exp(±bound); "bridge" learns the part that pinning the far end leaves open.
+        bound: Largest magnitude of the learned log-variance, in nats.
+        discretisation: "euler" (Euler-Maruyama) or "exact" (the reference's own transition).
+
+    Returns:
+        The process.
+
+    Raises:
+        ValueError: If an option is unknown or the bound is not positive.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"variance = {variance!r}: must be one of {VARIANCES}")
+    if discretisation not in DISCRETISATIONS:
+        raise ValueError(
+            f"discretisation = {discretisation!r}: must be one of {DISCRETISATIONS}"
+        )
+    if not bound > 0:
+        raise ValueError(f"bound = {bound}: must be > 0")
+
+    def kernel(params: Params, x: Array, step: Step) -> Gaussian:
+        drift, raw = network(params, x, step.time)
+        mean = step.scale * x + step.length * drift
+        if variance == "fixed":
+            return Gaussian(mean, jnp.broadcast_to(step.log_variance, x.shape))
+        offset = bound * jnp.tanh(raw / bound)
+        if variance == "bridge":
+            share = step.pinned_share
+            offset = jnp.log(share + (1.0 - share) * jnp.exp(offset))
+        return Gaussian(mean, step.log_variance + offset)
+
+    return Process(kernel, _steps(reference, grid, backward, discretisation), backward)
+
+
+def reference_process(
+    reference: Reference, grid: TimeGrid, *, discretisation: Discretisation = "euler"
+) -> Process:
+    """The discretised reference itself, forward in time; its parameters are ignored."""
+    return process(
+        zero_network, reference, grid, variance="fixed", discretisation=discretisation
+    )
+
+
+def zero_network(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
+    """The network of the reference: no residual drift, no change of variance."""
+    del params, t
+    return jnp.zeros_like(x), jnp.zeros_like(x)
+
+
+def _steps(
+    reference: Reference, grid: TimeGrid, backward: bool, discretisation: Discretisation
+) -> Step:
+    start, t, t_next, end = grid.times[:1], grid.times[:-1], grid.times[1:], grid.times[-1:]
+    scale, variance = reference.scale(t, t_next), reference.variance(t, t_next)
+    if backward:
+        share = scale**2 * reference.variance(start, t) / reference.variance(start, t_next)
+    else:
+        share = reference.variance(t_next, end) / reference.variance(t, end)
+    if discretisation == "euler":
+        time = t_next if backward else t
+        # Linear references: f(x, t) = f(1, t) x.
+        slope = jax.vmap(reference.drift)(jnp.ones_like(time), time) * grid.steps
+        scale = 1.0 - slope if backward else 1.0 + slope
+        variance = reference.diffusion(t) ** 2 * grid.steps
+    elif backward:
+        # The reversal under a flat marginal: Bayes' rule with a constant prior.
+        scale, variance = 1.0 / scale, variance / scale**2
+    return Step(
+        time=t_next if backward else t,
+        length=grid.steps,
+        scale=scale,
+        log_variance=jnp.log(variance),
+        pinned_share=share,
+    )

@@ -1,0 +1,10 @@
+"""Losses as pure functions of arrays already computed, or of callables and a path."""
+
+from d2ejax.losses.likelihood import trajectory_likelihood_loss as trajectory_likelihood_loss
+from d2ejax.losses.semi_discrete import anchor_log_weights as anchor_log_weights
+from d2ejax.losses.semi_discrete import effective_anchors as effective_anchors
+from d2ejax.losses.semi_discrete import log_potential as log_potential
+from d2ejax.losses.semi_discrete import potential_loss as potential_loss
+from d2ejax.losses.trajectory_balance import log_path_ratio as log_path_ratio
+from d2ejax.losses.trajectory_balance import log_variance_loss as log_variance_loss
+from d2ejax.losses.trajectory_balance import trajectory_balance_loss as trajectory_balance_loss

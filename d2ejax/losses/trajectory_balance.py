@@ -1,0 +1,84 @@
+"""Losses on the log path ratio: the half-steps whose pinned end offers an energy."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from d2ejax.typing import Array
+
+
+def log_path_ratio(
+    path: Array,
+    *,
+    log_trained: Callable[[Array], Array],
+    log_opposite: Callable[[Array], Array],
+    log_goal: Callable[[Array], Array],
+) -> Array:
+    """Log-ratio of a path under the trained process and under the opposite one with its goal.
+
+    ℓ(τ) = Σ_k [log P_θ(x_{k+1} | x_k) - log R_φ(x_k | x_{k+1})] + E_1(x_K). At the optimum of
+    the half-step it depends on the start of the path alone: ℓ = -log h(x_0) (Tamogashev &
+    Malkin 2026, "Data-to-Energy Stochastic Dynamics"). Only `log_trained` carries a gradient.
+
+    Args:
+        path: Shape `(num_steps + 1, dim)`.
+        log_trained: Maps a path to its log-density under the trained process, given its start.
+        log_opposite: Maps a path to its log-density under the opposite process, given its end.
+        log_goal: Maps a path to the log-density -E of its goal, the end that is pinned: the
+            energy of a forward half-step is evaluated at `path[-1]`, of a backward one at
+            `path[0]`. Need not be normalised.
+
+    Returns:
+        A scalar, in nats.
+    """
+    target = log_opposite(path) + log_goal(path)
+    return log_trained(path) - jax.lax.stop_gradient(target)
+
+
+def log_variance_loss(log_ratios: Array) -> Array:
+    """Source-conditional log-variance (VarGrad) of the log path ratio.
+
+    L = E_{x_0}[ 1/(N-1) Σ_n (ℓ_n - mean ℓ)² ], over N paths that share their start. The
+    unknown normalising constant drops out; it is zero exactly at the half-bridge (Richter et
+    al. 2020, arXiv:2010.10436; Tamogashev & Malkin 2026). Paths of different starts must not
+    be pooled, hence the two axes.
+
+    Args:
+        log_ratios: ℓ, shape `(num_starts, num_paths)`, in nats.
+
+    Returns:
+        A scalar, in nats².
+
+    Raises:
+        ValueError: If there are not two axes, or fewer than two paths per start.
+    """
+    if log_ratios.ndim != 2 or log_ratios.shape[1] < 2:
+        raise ValueError(
+            f"log_ratios has shape {log_ratios.shape}: must be (num_starts, num_paths) "
+            "with num_paths ≥ 2"
+        )
+    return jnp.mean(jnp.var(log_ratios, axis=1, ddof=1))
+
+
+def trajectory_balance_loss(log_ratios: Array, log_h: Array) -> Array:
+    """Trajectory balance with a learned normaliser per start, or one for all.
+
+    L = E[(ℓ(τ) + log h(x_0))²] (Malkin et al. 2022, arXiv:2201.13259, for the scalar case).
+
+    Args:
+        log_ratios: ℓ, shape `(num_starts, num_paths)`, in nats.
+        log_h: Learned log h, shape `(num_starts,)` or a scalar.
+
+    Returns:
+        A scalar, in nats².
+
+    Raises:
+        ValueError: If the shapes do not match.
+    """
+    if log_ratios.ndim != 2 or log_h.shape not in ((), log_ratios.shape[:1]):
+        raise ValueError(
+            f"log_ratios has shape {log_ratios.shape} and log_h {log_h.shape}: must be "
+            "(num_starts, num_paths) and (num_starts,) or ()"
+        )
+    return jnp.mean(jnp.square(log_ratios + jnp.expand_dims(log_h, -1)))

@@ -1,0 +1,177 @@
+"""Time-conditioned networks for drifts and potentials.
+
+Any function `(params, x, t) -> (drift, log_variance)` will do in their place. These are built
+so that, under `vmap` over the batch, everything that depends on time alone is computed once and
+not once per example: time features are projected and added, never concatenated to x.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from d2ejax.typing import Array, Key, LogDensity, Network, Params
+
+
+class NetworkPair(NamedTuple):
+    """A network as two pure functions.
+
+    Attributes:
+        init: Maps a key to parameters.
+        apply: Maps `(params, x, t)` to `(drift, log_variance)`.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Network
+
+
+class TimeMLP(nn.Module):
+    """A multilayer perceptron of x and t with layer norm, SiLU and a zero-initialised head.
+
+    Attributes:
+        num_outputs: Size of the output.
+        width: Size of the hidden layers.
+        depth: Number of hidden layers.
+        num_frequencies: Number of cosine features of each of √(t/T) and √(1 - t/T).
+        layer_norm: Whether to normalise before each activation.
+    """
+
+    num_outputs: int
+    width: int
+    depth: int
+    num_frequencies: int
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, x: Array, fraction: Array) -> Array:
+        """Maps `(num_inputs,)` and t/T to `(num_outputs,)`."""
+        features = time_features(fraction, self.num_frequencies)
+        # One product for the time terms of all layers.
+        shifts = nn.Dense(self.depth * self.width, name="time")(features)
+        hidden = x
+        for layer, shift in enumerate(jnp.split(shifts, self.depth)):
+            dense = nn.Dense(self.width, use_bias=False, name=f"hidden_{layer}")
+            hidden = dense(hidden) + shift
+            if self.layer_norm:
+                hidden = nn.LayerNorm(name=f"norm_{layer}")(hidden)
+            hidden = nn.silu(hidden)
+        head = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="head")
+        return head(hidden)
+
+
+def time_features(fraction: Array, num_frequencies: int) -> Array:
+    """Cosines of the square roots of the time passed and the time left.
+
+    The square roots resolve steps that shrink towards either end: on the end-refined grid of
+    power 2, √(1 - t/T) falls in equal steps.
+
+    Args:
+        fraction: t/T in [0, 1], a scalar.
+        num_frequencies: Number of frequencies.
+
+    Returns:
+        Shape `(2 · num_frequencies,)`.
+    """
+    roots = jnp.sqrt(jnp.clip(jnp.stack([fraction, 1.0 - fraction]), 0.0, 1.0))
+    frequencies = jnp.pi * jnp.arange(1, num_frequencies + 1, dtype=roots.dtype)
+    return jnp.cos(roots[:, None] * frequencies[None, :]).reshape(-1)
+
+
+def drift_network(
+    dim: int,
+    t_max: float,
+    *,
+    width: int = 64,
+    depth: int = 3,
+    num_frequencies: int = 8,
+    layer_norm: bool = True,
+    drift_scale: float = 1.0,
+    log_density: LogDensity | None = None,
+    score_clip: float = 100.0,
+) -> NetworkPair:
+    """A network for the drift and log-variance of a process, zero at its initialisation.
+
+    With an energy at hand the network also sees its clipped score s(x) = ∇log p(x), and adds
+    gain(x, t) ⊙ s(x) to the drift with a learned, zero-initialised gain (Langevin
+    parametrisation: Zhang & Chen 2022, arXiv:2111.15141).
+
+    Args:
+        dim: Dimension of the state.
+        t_max: The final time T.
+        width: Size of the hidden layers.
+        depth: Number of hidden layers.
+        num_frequencies: Number of cosine features of each square root of time.
+        layer_norm: Whether to normalise before each activation.
+        drift_scale: Factor of the drift's output: the size of drift that an output of one is.
+        log_density: If given, the energy feature's log-density.
+        score_clip: Largest norm of the score that the network sees.
+
+    Returns:
+        The network's init and apply.
+    """
+    module = TimeMLP(
+        num_outputs=dim * (2 if log_density is None else 3),
+        width=width,
+        depth=depth,
+        num_frequencies=num_frequencies,
+        layer_norm=layer_norm,
+    )
+    score = None if log_density is None else clipped_score(log_density, score_clip)
+
+    def inputs(x: Array) -> tuple[Array, Array | None]:
+        if score is None:
+            return x, None
+        s = score(x)
+        # The hidden layers see its direction and a bounded size; the gain sees it as it is.
+        squashed = s / jnp.sqrt(1.0 + jnp.sum(jnp.square(s)))
+        return jnp.concatenate([x, squashed]), s
+
+    def init(key: Key) -> Params:
+        features, _ = inputs(jnp.zeros(dim))
+        return module.init(key, features, jnp.zeros(()))
+
+    def apply(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
+        features, s = inputs(x)
+        drift, *rest = jnp.split(
+            module.apply(params, features, t / t_max), module.num_outputs // dim
+        )
+        if s is not None:
+            drift = drift + rest[1] * s
+        return drift_scale * drift, rest[0]
+
+    return NetworkPair(init, apply)
+
+
+def potential_network(
+    dim: int, *, width: int = 64, depth: int = 3, layer_norm: bool = True
+) -> tuple[Callable[[Key], Params], Callable[[Params, Array], Array]]:
+    """A network for a scalar potential of one end, zero at its initialisation.
+
+    Args:
+        dim: Dimension of the state.
+        width: Size of the hidden layers.
+        depth: Number of hidden layers.
+        layer_norm: Whether to normalise before each activation.
+
+    Returns:
+        `init(key) -> params` and `apply(params, x) -> scalar`.
+    """
+    module = TimeMLP(1, width, depth, num_frequencies=1, layer_norm=layer_norm)
+
+    def apply(params: Params, x: Array) -> Array:
+        return module.apply(params, x, jnp.zeros(()))[0]
+
+    return lambda key: module.init(key, jnp.zeros(dim), jnp.zeros(())), apply
+
+
+def clipped_score(log_density: LogDensity, max_norm: float) -> Callable[[Array], Array]:
+    """The gradient of a log-density, scaled down to a largest norm; zero where not finite."""
+
+    def score(x: Array) -> Array:
+        gradient = jnp.nan_to_num(jax.grad(log_density)(x), nan=0.0, posinf=0.0, neginf=0.0)
+        norm = jnp.sqrt(jnp.sum(jnp.square(gradient)) + 1e-12)
+        return gradient * jnp.minimum(1.0, max_norm / norm)
+
+    return score

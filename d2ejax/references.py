@@ -1,0 +1,216 @@
+"""Reference processes dX = f(X, t) dt + g(t) dW, with their transitions in closed form.
+
+Every reference here is linear with isotropic noise, so that for s ≤ t
+
+    x_t | x_s ~ N(scale(s, t) x_s, variance(s, t) I),
+
+and transitions, pinned bridges and kernels for all of them follow from these two functions.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from d2ejax.gaussians import Gaussian
+from d2ejax.time_grids import TimeGrid
+from d2ejax.typing import Array, Key
+
+
+class Reference(NamedTuple):
+    """A linear diffusion with isotropic noise.
+
+    Attributes:
+        drift: f(x, t), maps `(dim,)` and a time to `(dim,)`.
+        diffusion: g(t), a standard deviation per square root of time.
+        scale: `(s, t)` to the factor of x_s in the mean of x_t given x_s.
+        variance: `(s, t)` to the variance per coordinate of x_t given x_s.
+    """
+
+    drift: Callable[[Array, Array], Array]
+    diffusion: Callable[[Array], Array]
+    scale: Callable[[Array, Array], Array]
+    variance: Callable[[Array, Array], Array]
+
+
+def brownian(sigma: float) -> Reference:
+    """Brownian motion dX = σ dW.
+
+    Args:
+        sigma: Diffusion coefficient σ > 0.
+
+    Raises:
+        ValueError: If sigma is not positive.
+    """
+    _check_positive(sigma=sigma)
+    return Reference(
+        drift=lambda x, t: jnp.zeros_like(x),
+        diffusion=lambda t: jnp.full_like(t, sigma),
+        scale=lambda s, t: jnp.ones_like(jnp.asarray(t) - s),
+        variance=lambda s, t: sigma**2 * (jnp.asarray(t) - s),
+    )
+
+
+def ornstein_uhlenbeck(sigma: float, rate: float) -> Reference:
+    """Ornstein-Uhlenbeck process dX = -α X dt + σ dW.
+
+    Args:
+        sigma: Diffusion coefficient σ > 0.
+        rate: Mean reversion α > 0, per unit of time.
+
+    Raises:
+        ValueError: If an argument is not positive.
+    """
+    _check_positive(sigma=sigma, rate=rate)
+    return Reference(
+        drift=lambda x, t: -rate * x,
+        diffusion=lambda t: jnp.full_like(t, sigma),
+        scale=lambda s, t: jnp.exp(-rate * (jnp.asarray(t) - s)),
+        variance=lambda s, t: (
+            -(sigma**2) / (2 * rate) * jnp.expm1(-2 * rate * (jnp.asarray(t) - s))
+        ),
+    )
+
+
+def variance_exploding(sigma_min: float, sigma_max: float, t_max: float) -> Reference:
+    """Variance-exploding process: no drift and g(t)² = d(ς(t)²)/dt.
+
+    ς(t) = σ_min (σ_max / σ_min)^(t/T), so that g(t) = ς(t) √(2 log(σ_max / σ_min) / T) and
+    x_t | x_0 has variance ς(t)² - σ_min² (Song et al. 2021, arXiv:2011.13456, eq. 30).
+
+    Args:
+        sigma_min: ς(0) > 0.
+        sigma_max: ς(T) > sigma_min.
+        t_max: The final time T > 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    _check_positive(sigma_min=sigma_min, t_max=t_max)
+    if not sigma_max > sigma_min:
+        raise ValueError(f"sigma_max = {sigma_max}: must be > sigma_min = {sigma_min}")
+    log_growth = 2.0 * math.log(sigma_max / sigma_min) / t_max
+
+    def spread(t):
+        return sigma_min**2 * jnp.exp(log_growth * t)
+
+    return Reference(
+        drift=lambda x, t: jnp.zeros_like(x),
+        diffusion=lambda t: jnp.sqrt(spread(t) * log_growth),
+        scale=lambda s, t: jnp.ones_like(jnp.asarray(t) - s),
+        variance=lambda s, t: spread(s) * jnp.expm1(log_growth * (jnp.asarray(t) - s)),
+    )
+
+
+def variance_preserving(beta_min: float, beta_max: float, t_max: float) -> Reference:
+    """Variance-preserving process dX = -β(t) X / 2 dt + √β(t) dW.
+
+    β rises linearly from beta_min to beta_max; given x_0, x_t ~ N(√ᾱ_t x_0, (1 - ᾱ_t) I) with
+    ᾱ_t = exp(-∫_0^t β) (Song et al. 2021, arXiv:2011.13456, eq. 33).
+
+    Args:
+        beta_min: β(0) > 0, per unit of time.
+        beta_max: β(T) ≥ beta_min.
+        t_max: The final time T > 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    _check_positive(beta_min=beta_min, t_max=t_max)
+    if not beta_max >= beta_min:
+        raise ValueError(f"beta_max = {beta_max}: must be ≥ beta_min = {beta_min}")
+    slope = (beta_max - beta_min) / t_max
+
+    def beta(t):
+        return beta_min + slope * t
+
+    def integral(s, t):
+        return (jnp.asarray(t) - s) * (beta(s) + beta(t)) / 2.0
+
+    return Reference(
+        drift=lambda x, t: -0.5 * beta(t) * x,
+        diffusion=lambda t: jnp.sqrt(beta(t)),
+        scale=lambda s, t: jnp.exp(-0.5 * integral(s, t)),
+        variance=lambda s, t: -jnp.expm1(-integral(s, t)),
+    )
+
+
+def transition(reference: Reference, x_s: Array, s: Array, t: Array) -> Gaussian:
+    """The exact law of x_t given x_s.
+
+    Args:
+        reference: The process.
+        x_s: Shape `(dim,)`.
+        s: Time of x_s.
+        t: Time of x_t, later than s.
+
+    Returns:
+        A Gaussian over `(dim,)`.
+    """
+    log_variance = jnp.log(reference.variance(s, t))
+    return Gaussian(reference.scale(s, t) * x_s, jnp.broadcast_to(log_variance, x_s.shape))
+
+
+def pinned(
+    reference: Reference, x_0: Array, x_1: Array, t: Array, *, t_max: Array
+) -> tuple[Array, Array]:
+    """Moments of x_t given x_0 and x_T: the reference's bridge pinned at both ends.
+
+    Written so that both ends, t = 0 and t = T, are exact and free of 0/0.
+
+    Args:
+        reference: The process.
+        x_0: Start, shape `(dim,)`.
+        x_1: End x_T, shape `(dim,)`.
+        t: A time in [0, T].
+        t_max: The final time T.
+
+    Returns:
+        Mean of shape `(dim,)` and the scalar variance per coordinate.
+    """
+    before, after = reference.variance(jnp.zeros_like(t), t), reference.variance(t, t_max)
+    scale_before, scale_after = reference.scale(jnp.zeros_like(t), t), reference.scale(t, t_max)
+    total = after + scale_after**2 * before
+    mean = (after * scale_before / total) * x_0 + (scale_after * before / total) * x_1
+    return mean, before * after / total
+
+
+def pinned_path(
+    key: Key, reference: Reference, x_0: Array, x_1: Array, grid: TimeGrid
+) -> Array:
+    """A path of the reference on a grid, pinned at both ends, from one draw of noise.
+
+    A free path X started in x_0 is bent to end in x_1: x_t = X_t - G_t (X_T - x_1), where
+    G_t = Cov(X_t, X_T) / Var(X_T). For Gaussian processes this has the law of the bridge.
+
+    Args:
+        key: A typed key.
+        reference: The process.
+        x_0: Start, shape `(dim,)`.
+        x_1: End, shape `(dim,)`.
+        grid: The time grid.
+
+    Returns:
+        A path of shape `(num_steps + 1, dim)` whose first and last rows are x_0 and x_1.
+    """
+    start, inner, t_max = grid.times[0], grid.times[1:], grid.t_max
+    scale = reference.scale(start, inner)
+    # X_t = scale_t (x_0 + Σ noise_j / scale_j): a cumulative sum, not a scan.
+    std = jnp.sqrt(reference.variance(grid.times[:-1], inner)) / scale
+    noise = std[:, None] * jax.random.normal(key, (grid.num_steps, *x_0.shape), x_0.dtype)
+    free = scale[:, None] * (x_0[None] + jnp.cumsum(noise, axis=0))
+    gain = (
+        reference.scale(inner, t_max)
+        * reference.variance(start, inner)
+        / reference.variance(start, t_max)
+    )
+    bent = free - gain[:, None] * (free[-1] - x_1)[None]
+    return jnp.concatenate([x_0[None], bent[:-1], x_1[None]])
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} = {value}: must be > 0")
