@@ -18,7 +18,7 @@ import optax
 
 from d2ejax import losses, references, rollouts
 from d2ejax.algorithms import partners
-from d2ejax.algorithms.partners import Partner
+from d2ejax.algorithms.partners import Anchors, Partner
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.exploration import behaviour, particles, replay_buffer
 from d2ejax.exploration.particles import Particles
@@ -156,13 +156,22 @@ def _likelihood_objective(half: HalfStep, key: Key, inputs: Inputs) -> Objective
     return loss
 
 
-def _balance_objective(
-    half: HalfStep, key: Key, inputs: Inputs
-) -> tuple[Objective, Buffers]:
-    partner_key, path_key, refresh_key = jax.random.split(key, 3)
-    partner = _partner(half, partner_key, inputs)
+def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buffers]:
+    refresh_key, start_key, partner_key, path_key = jax.random.split(key, 4)
     buffers, acceptance = _refresh(half, refresh_key, inputs)
-    paths = _explore(half, path_key, inputs, partner, buffers)
+    starts, partner = _start(half, start_key, inputs, buffers)
+    _, goals = replay_buffer.sample(partner_key, buffers[half.goal_end], starts.shape[0])
+    draw_key, mix_key = jax.random.split(path_key)
+    paths = behaviour.mixed_paths(
+        mix_key,
+        starts,
+        partner.draw(draw_key, goals),
+        lambda key, x: rollouts.simulate(key, half.trained, inputs.params["drift"], x),
+        off_policy_ratio=half.off_policy_ratio(inputs.step),
+        num_paths=half.num_paths,
+        reuse_path=half.reuse_path,
+        backward=half.trained.backward,
+    )
     starts, ends = paths[:, 0, half.start_end], paths[:, -1, half.goal_end]
     buffers = _replace(buffers, half.goal_end, replay_buffer.add(buffers[half.goal_end], ends))
     inverse_temperature, log_goal = half.inverse_temperature(inputs.step), half.goal.log_density
@@ -193,13 +202,21 @@ def _balance_loss(half: HalfStep, params: Params, starts: Array, log_ratios: Arr
     return losses.log_variance_loss(log_ratios) + losses.potential_loss(potentials, log_ratios)
 
 
-def _partner(half: HalfStep, key: Key, inputs: Inputs) -> Partner:
+def _start(half: HalfStep, key: Key, inputs: Inputs, buffers: Buffers) -> tuple[Array, Partner]:
+    """On-policy starts, `(num_starts, dim)`, and what stands opposite to the process."""
+    start_key, anchor_key = jax.random.split(key)
+    num_starts = half.batch_size // half.num_paths
     if half.loss != "semi_discrete":
-        return partners.learned(half.opposite, inputs.opposite["drift"])
-    anchors = half.start.sample(key, half.num_anchors)
+        partner = partners.learned(half.opposite, inputs.opposite["drift"])
+        if half.start.sample is not None:
+            return half.start.sample(start_key, num_starts), partner
+        return replay_buffer.sample(start_key, buffers[half.start_end], num_starts)[1], partner
+    anchors = _anchors(half, anchor_key, buffers)
     # The average is the slow copy of the potential that keeps the fixed point stable.
-    potentials = jax.vmap(half.potential, (None, 0))(inputs.average["potential"], anchors)
-    return partners.semi_discrete(
+    potentials = jax.vmap(half.potential, (None, 0))(
+        inputs.average["potential"], anchors.positions
+    )
+    partner = partners.semi_discrete(
         anchors,
         potentials,
         half.law,
@@ -207,28 +224,16 @@ def _partner(half: HalfStep, key: Key, inputs: Inputs) -> Partner:
         half.grid,
         backward=half.trained.backward,
     )
+    return partners.draw_anchors(start_key, anchors, num_starts), partner
 
 
-def _explore(
-    half: HalfStep, key: Key, inputs: Inputs, partner: Partner, buffers: Buffers
-) -> Array:
-    """Paths to score, `(num_starts, num_paths, num_steps + 1, dim)`."""
-    start_key, goal_key, draw_key, mix_key = jax.random.split(key, 4)
-    num_starts = half.batch_size // half.num_paths
-    _, goals = replay_buffer.sample(goal_key, buffers[half.goal_end], num_starts)
+def _anchors(half: HalfStep, key: Key, buffers: Buffers) -> Anchors:
     if half.start.sample is not None:
-        starts = half.start.sample(start_key, num_starts)
-    else:
-        _, starts = replay_buffer.sample(start_key, buffers[half.start_end], num_starts)
-    return behaviour.mixed_paths(
-        mix_key,
-        starts,
-        partner.draw(draw_key, goals),
-        lambda key, x: rollouts.simulate(key, half.trained, inputs.params["drift"], x),
-        off_policy_ratio=half.off_policy_ratio(inputs.step),
-        num_paths=half.num_paths,
-        reuse_path=half.reuse_path,
-        backward=half.trained.backward,
+        return Anchors(half.start.sample(key, half.num_anchors), None)
+    particle_key, noise_key = jax.random.split(key)
+    _, particles = replay_buffer.sample(particle_key, buffers[half.start_end], half.num_anchors)
+    return partners.smoothed_anchors(
+        noise_key, particles, half.start.log_density, half.num_anchors
     )
 
 

@@ -14,7 +14,7 @@ from d2ejax import gaussians, losses, references, rollouts
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, Key, LogDensity, Params
 
 
 class Partner(NamedTuple):
@@ -48,8 +48,60 @@ def learned(process: Process, params: Params) -> Partner:
     )
 
 
+class Anchors(NamedTuple):
+    """A minibatch that stands for the end where the trained process starts.
+
+    Attributes:
+        positions: `(num_anchors, dim)`.
+        log_importance: log p_0 / b, up to a constant, for anchors drawn from a density b other
+            than the end's own, `(num_anchors,)`; None for true samples.
+    """
+
+    positions: Array
+    log_importance: Array | None
+
+
+def smoothed_anchors(
+    key: Key, positions: Array, log_density: LogDensity, num_anchors: int
+) -> Anchors:
+    """Importance-weighted anchors of an end known by its energy, from particles near its mass.
+
+    The proposal is a Gaussian kernel density estimate of the particles, whose own density is
+    known, so that the weighted anchors represent the end exactly in the limit, however the
+    particles are distributed: a mode holding too many of them gets a smaller weight each.
+
+    Args:
+        key: A typed key.
+        positions: Particles, `(n, dim)`.
+        log_density: The end's log-density.
+        num_anchors: How many to draw.
+
+    Returns:
+        The anchors.
+    """
+    choice_key, noise_key = jax.random.split(key)
+    num_particles, dim = positions.shape
+    # Silverman's rule, per coordinate.
+    bandwidth = jnp.std(positions, axis=0) * num_particles ** (-1.0 / (dim + 4))
+    chosen = positions[jax.random.randint(choice_key, (num_anchors,), 0, num_particles)]
+    anchors = chosen + bandwidth[None] * jax.random.normal(noise_key, (num_anchors, dim))
+
+    def log_proposal(x: Array) -> Array:
+        deviations = jnp.square((x[None] - positions) / bandwidth[None])
+        return jax.nn.logsumexp(-0.5 * jnp.sum(deviations, axis=1))
+
+    return Anchors(anchors, jax.vmap(lambda x: log_density(x) - log_proposal(x))(anchors))
+
+
+def draw_anchors(key: Key, anchors: Anchors, n: int) -> Array:
+    """Some `(n, dim)` of the anchors, each as often as its importance says."""
+    if anchors.log_importance is None:
+        return anchors.positions[:n]
+    return anchors.positions[jax.random.categorical(key, anchors.log_importance, shape=(n,))]
+
+
 def semi_discrete(
-    anchors: Array,
+    anchors: Anchors,
     potentials: Array,
     law: Reference,
     reference: Process,
@@ -64,7 +116,7 @@ def semi_discrete(
     x_K are pinned bridges to an anchor drawn with its weight. Mirrored for a backward one.
 
     Args:
-        anchors: Samples of the end where the trained process starts, `(num_anchors, dim)`.
+        anchors: Samples of the end where the trained process starts, weighted or not.
         potentials: Their potentials c, `(num_anchors,)`.
         law: The reference in continuous time.
         reference: The reference on the grid.
@@ -82,11 +134,13 @@ def semi_discrete(
             gaussian = references.transition(law, x_0, grid.times[0], grid.times[-1])
             return gaussians.log_density(gaussian, x_1)
 
-        return losses.anchor_log_weights(jax.vmap(log_transition)(anchors), potentials)
+        return losses.anchor_log_weights(
+            jax.vmap(log_transition)(anchors.positions), potentials, anchors.log_importance
+        )
 
     def draw_one(key: Key, goal: Array) -> Array:
         choice_key, bridge_key = jax.random.split(key)
-        anchor = anchors[jax.random.categorical(choice_key, log_weights(goal))]
+        anchor = anchors.positions[jax.random.categorical(choice_key, log_weights(goal))]
         x_0, x_1 = (goal, anchor) if backward else (anchor, goal)
         return references.pinned_path(bridge_key, law, x_0, x_1, grid)
 

@@ -17,20 +17,29 @@ import jax.numpy as jnp
 from d2ejax.typing import Array
 
 
-def anchor_log_weights(log_transitions: Array, potentials: Array) -> Array:
+def anchor_log_weights(
+    log_transitions: Array, potentials: Array, log_importance: Array | None = None
+) -> Array:
     """Unnormalised log-weights of the anchors x_0^m for one goal point y.
 
-    log w_m(y) = log q(y | x_0^m) - c(x_0^m), c centred over the anchors, so that the free
-    constant of the potential cannot wander from one iteration to the next.
+    log w_m(y) = log q(y | x_0^m) - c(x_0^m) [+ log p_0(x_0^m) / b(x_0^m)], c centred over the
+    anchors, so that the free constant of the potential cannot wander from one iteration to the
+    next. The importance term stands for anchors drawn from some other density b.
 
     Args:
         log_transitions: log q(y | x_0^m), shape `(num_anchors,)`.
         potentials: c(x_0^m), shape `(num_anchors,)`.
+        log_importance: log p_0 / b at the anchors, up to a constant, shape `(num_anchors,)`;
+            None for anchors drawn from p_0.
 
     Returns:
         Shape `(num_anchors,)`, in nats.
     """
-    return log_transitions - (potentials - jnp.mean(potentials))
+    if log_importance is None:
+        return log_transitions - (potentials - jnp.mean(potentials))
+    shares = jax.nn.softmax(log_importance)
+    centred = potentials - jnp.sum(shares * potentials)
+    return log_transitions - centred + jnp.log(shares * shares.shape[0])
 
 
 def log_potential(log_weights: Array) -> Array:

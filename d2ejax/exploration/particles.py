@@ -1,0 +1,79 @@
+"""Particles that explore an end known by its energy alone: a replay buffer kept fresh."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from d2ejax.exploration import replay_buffer
+from d2ejax.exploration.replay_buffer import ReplayBuffer
+from d2ejax.typing import Array, Key, LogDensity
+
+Refresh = Callable[[Key, Array, LogDensity], tuple[Array, Array]]
+"""Maps `(key, positions (n, dim), log_density)` to new positions and an acceptance rate."""
+
+
+class Particles(NamedTuple):
+    """How an energy end is explored.
+
+    Attributes:
+        size: Particles that the end keeps, on each device.
+        refresh: A short Markov chain on the energy; None never refreshes.
+        refresh_every: Gradient steps between refreshes of the whole buffer.
+        restart_fraction: Share of the particles that restart from noise at each refresh.
+        restart: Maps a key and a number n to noise `(n, dim)`.
+    """
+
+    size: int
+    refresh: Refresh | None
+    refresh_every: int
+    restart_fraction: float
+    restart: Callable[[Key, int], Array]
+
+
+def init(key: Key, particles: Particles) -> ReplayBuffer:
+    """A buffer filled with noise."""
+    positions = particles.restart(key, particles.size)
+    buffer = replay_buffer.init(particles.size, positions.shape[1])
+    return replay_buffer.add(buffer, positions)
+
+
+def refresh(
+    key: Key,
+    particles: Particles,
+    buffer: ReplayBuffer,
+    log_density: LogDensity,
+    step: Array,
+) -> tuple[ReplayBuffer, Array]:
+    """Moves all particles towards the energy, every `refresh_every` gradient steps.
+
+    Args:
+        key: A typed key.
+        particles: How to explore.
+        buffer: The particles.
+        log_density: The end's log-density.
+        step: The number of gradient steps so far; the first refresh is at step 0.
+
+    Returns:
+        The buffer, and the chains' acceptance rate; NaN in a step without a refresh.
+    """
+    if particles.refresh is None:
+        return buffer, jnp.full((), jnp.nan)
+    return jax.lax.cond(
+        step % particles.refresh_every == 0,
+        lambda: _refresh_all(key, particles, buffer, log_density),
+        lambda: (buffer, jnp.full((), jnp.nan)),
+    )
+
+
+def _refresh_all(
+    key: Key, particles: Particles, buffer: ReplayBuffer, log_density: LogDensity
+) -> tuple[ReplayBuffer, Array]:
+    restart_key, choice_key, chain_key = jax.random.split(key, 3)
+    noise = particles.restart(restart_key, buffer.size)
+    restarted = jax.random.bernoulli(choice_key, particles.restart_fraction, (buffer.size,))
+    positions = jnp.where(restarted[:, None], noise, buffer.positions)
+    positions, acceptance = particles.refresh(chain_key, positions, log_density)
+    slots = jnp.arange(buffer.size, dtype=jnp.int32)
+    return replay_buffer.update(buffer, slots, positions), acceptance

@@ -1,0 +1,10 @@
+"""Figures of a bridge, from arrays; nothing here trains, samples or touches pyplot."""
+
+from d2ejax.plotting.curves import training_curves as training_curves
+from d2ejax.plotting.drifts import drift_field as drift_field
+from d2ejax.plotting.motion import animation as animation
+from d2ejax.plotting.overview import overview as overview
+from d2ejax.plotting.style import save as save
+from d2ejax.plotting.transport import coupling as coupling
+from d2ejax.plotting.transport import marginals as marginals
+from d2ejax.plotting.transport import sample_paths as sample_paths

@@ -1,0 +1,124 @@
+import itertools
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from d2ejax import metrics
+from d2ejax.exact import gaussian_bridge
+from d2ejax.references import brownian
+from tests.metrics import joint_gaussians
+
+MEAN_0, VARIANCE_0 = 0.5, 1.5
+P_STEPS = [(1.1, 0.3, 0.3), (0.8, 0.2, 0.2), (0.9, -0.1, 0.4)]
+Q_STEPS = [(1.0, 0.0, 0.25), (0.9, 0.0, 0.25), (1.0, 0.0, 0.5)]
+P = joint_gaussians.chain(MEAN_0, VARIANCE_0, P_STEPS)
+Q = joint_gaussians.chain(MEAN_0, VARIANCE_0, Q_STEPS)
+N = 20_000
+
+
+def _paths(n=N):
+    return np.random.default_rng(0).multivariate_normal(P.mean, P.covariance, n)
+
+
+def _step_kls(paths):
+    """KL divergences of the steps at the states of each path."""
+    columns = []
+    for k, (p, q) in enumerate(zip(P_STEPS, Q_STEPS, strict=True)):
+        mean_p, mean_q = (slope * paths[:, k] + shift for slope, shift, _ in (p, q))
+        same_mean = joint_gaussians.kl_divergence(
+            joint_gaussians.Joint(np.zeros(1), np.array([[p[2]]])),
+            joint_gaussians.Joint(np.zeros(1), np.array([[q[2]]])),
+        )
+        columns.append(same_mean + (mean_p - mean_q) ** 2 / (2.0 * q[2]))
+    return np.stack(columns, axis=1)
+
+
+def test_path_kl_is_that_of_the_joint_laws():
+    estimate = metrics.path_kl(_step_kls(_paths()))
+    exact = joint_gaussians.kl_divergence(P, Q)
+    assert exact > 20.0 * estimate.standard_error
+    assert abs(estimate.value - exact) < 4.0 * estimate.standard_error
+
+
+def test_path_kl_counts_the_steps_of_a_path_as_one_draw():
+    # Perfectly dependent steps: sums 0 and 6, hence 3 ± 3; as 6 draws the error were 1.3.
+    estimate = metrics.path_kl([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]])
+    np.testing.assert_allclose(estimate, (3.0, 3.0))
+
+
+def test_bridge_gap_is_the_divergence_of_the_joint_laws():
+    # A bridge of Q: its precision changes at the two ends only, its mean anywhere.
+    tilt_0, tilt_1 = np.diag([0.3, 0.0, 0.0, 0.0]), np.diag([0.0, 0.0, 0.0, 1.2])
+    pull = np.array([0.4, 0.0, 0.0, 2.0])
+    precision = np.linalg.inv(Q.covariance)
+    covariance = np.linalg.inv(precision + tilt_0 + tilt_1)
+    bridge = joint_gaussians.Joint(covariance @ (precision @ Q.mean + pull), covariance)
+    zeros = np.zeros(4)
+    log_normaliser = multivariate_normal.logpdf(zeros, *Q) - multivariate_normal.logpdf(
+        zeros, *bridge
+    )
+
+    paths = _paths()
+    x_0, x_1 = paths[:, 0], paths[:, -1]
+    estimate = metrics.bridge_gap(
+        _step_kls(paths),
+        pull[0] * x_0 - 0.5 * tilt_0[0, 0] * x_0**2,
+        pull[-1] * x_1 - 0.5 * tilt_1[-1, -1] * x_1**2 - log_normaliser,
+    )
+    exact = joint_gaussians.kl_divergence(P, bridge)
+    assert exact > 20.0 * estimate.standard_error
+    assert abs(estimate.value - exact) < 4.0 * estimate.standard_error
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_gap_of_the_exact_bridge_is_zero_and_of_a_shifted_one_is_not(shift):
+    sigma, num_steps, rng = 0.8, 5, np.random.default_rng(0)
+    bridge = gaussian_bridge([MEAN_0], [[VARIANCE_0]], [-1.0], [[0.4]], brownian(sigma), 1.0)
+    x_0 = MEAN_0 + VARIANCE_0**0.5 * rng.standard_normal((N, 1))
+    state, kls = x_0, []
+    times = np.linspace(0.0, 1.0, num_steps + 1)
+    variance_q = sigma**2 / num_steps
+    for t, t_next in itertools.pairwise(times):
+        mean, variance = bridge.step_moments(state, t, t_next)
+        mean = mean + shift / num_steps
+        ratio = variance / variance_q
+        step_kl = 0.5 * (ratio - 1.0 - np.log(ratio) + (mean - state) ** 2 / variance_q)
+        kls.append(step_kl[:, 0])
+        state = mean + np.sqrt(variance) * rng.standard_normal((N, 1))
+    step_kls = np.stack(kls, axis=1)
+    gap = metrics.bridge_gap(step_kls, *bridge.log_potentials(x_0, state))
+    if shift:
+        assert gap.value > 10.0 * gap.standard_error
+    else:
+        kl = metrics.path_kl(step_kls)
+        assert abs(gap.value) < 4.0 * gap.standard_error < 0.1
+        assert abs(kl.value - bridge.path_kl) < 4.0 * kl.standard_error
+
+
+def test_potentials_of_float32_are_summed_in_float64():
+    big = np.full(100_000, 1e4, dtype=np.float32)
+    big[::2] += 1.0
+    gap = metrics.bridge_gap(np.zeros((100_000, 1), dtype=np.float32), big, -big)
+    assert gap == (0.0, 0.0)
+    assert metrics.path_kl(big[:, None]).value == 10_000.5
+
+
+def test_a_diverged_path_gives_nan():
+    gap = metrics.bridge_gap(np.full((4, 2), np.nan), np.zeros(4), np.zeros(4))
+    assert np.isnan(gap).all()
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 3), (8, 0), (8, 3, 1)])
+def test_step_kls_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="step_kls has shape"):
+        metrics.path_kl(np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (7,), (), (3,)])
+def test_potentials_of_another_shape_are_refused(shape):
+    kls, good, bad = np.zeros((8, 3)), np.zeros(8), np.zeros(shape)
+    with pytest.raises(ValueError, match=r"log_phi_over_p_0 has shape .* must be \(8,\)"):
+        metrics.bridge_gap(kls, bad, good)
+    with pytest.raises(ValueError, match=r"log_psi has shape .* must be \(8,\)"):
+        metrics.bridge_gap(kls, good, bad)
