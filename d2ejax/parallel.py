@@ -27,8 +27,8 @@ class Trainer(NamedTuple):
     Attributes:
         init: Maps a key to the state of all devices.
         run: Maps the state and a number of gradient steps to the next state and the metrics'
-            means over these steps. One dispatch; any number of steps without recompiling. The
-            state passed in is donated.
+            means over these steps, those left out in which a metric is not finite. One
+            dispatch; any number of steps without recompiling. The state passed in is donated.
         num_devices: How many devices share each batch.
     """
 
@@ -85,17 +85,23 @@ def _many_steps(step: Callable) -> Callable:
 
     def run(state, num_steps):
         shapes = jax.eval_shape(step, state)[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zeros = {name: jnp.zeros((2,), leaf.dtype) for name, leaf in shapes.items()}
 
         def body(_, carry):
             state, totals = carry
             state, metrics = step(state)
-            return state, jax.tree.map(jnp.add, totals, metrics)
+            return state, {name: totals[name] + _counted(metrics[name]) for name in totals}
 
         state, totals = jax.lax.fori_loop(0, num_steps, body, (state, zeros))
-        return state, jax.tree.map(lambda total: total / num_steps.astype(total.dtype), totals)
+        return state, {name: total / count for name, (total, count) in totals.items()}
 
     return run
+
+
+def _counted(metric: Array) -> Array:
+    """A metric and a one, or two zeros for one that does not apply in this step."""
+    finite = jnp.isfinite(metric)
+    return jnp.stack([jnp.where(finite, metric, 0.0), finite.astype(metric.dtype)])
 
 
 def _spread(leaf: Array, count: int) -> Array:

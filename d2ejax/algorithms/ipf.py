@@ -219,8 +219,8 @@ def _train(
         key=key,
     )
     metrics |= {
-        "loss": jnp.where(finite, loss, 0.0),
-        "gradient_norm": jnp.where(finite, optax.tree.norm(gradients), 0.0),
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(gradients),
         "skipped": skipped.astype(jnp.float32),
     }
     return state, metrics

@@ -81,4 +81,4 @@ def trajectory_balance_loss(log_ratios: Array, log_h: Array) -> Array:
             f"log_ratios has shape {log_ratios.shape} and log_h {log_h.shape}: must be "
             "(num_starts, num_paths) and (num_starts,) or ()"
         )
-    return jnp.mean(jnp.square(log_ratios + jnp.expand_dims(log_h, -1)))
+    return jnp.mean(jnp.square(log_ratios + jnp.reshape(log_h, (-1, 1))))

@@ -1,0 +1,1 @@
+"""Experiments: the command-line runner of d2ejax and its configurations."""

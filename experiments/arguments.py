@@ -1,0 +1,237 @@
+"""The command line: absl and ml_collections flags, whose errors become one line each."""
+
+import ast
+import difflib
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import validation, workdir
+from experiments.errors import InputError, one_line
+
+USAGE = """python -m experiments.run --config=FILE [--config.KEY=VALUE ...] [flags]
+
+Trains a bridge, evaluates it and draws its plots. The same command again resumes.
+Keys and defaults: experiments/configs/base.py."""
+
+_MODES = ("train", "evaluate", "sample")
+_DEFAULT_NUM_SAMPLES = 1000
+
+
+class Arguments(NamedTuple):
+    """A checked command line.
+
+    Attributes:
+        config: Of the run, validated.
+        mode: "train", "evaluate" or "sample".
+        workdir: Where the run lives.
+        num_samples: Paths to write, in mode "sample".
+        output: The .npz file to write them to.
+        debug: Show tracebacks.
+    """
+
+    config: ConfigDict
+    mode: str
+    workdir: Path
+    num_samples: int
+    output: Path
+    debug: bool
+
+
+class HelpRequested(Exception):
+    """The user asked for help, which is the message."""
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Reads and checks a command line, the name of the program first.
+
+    Raises:
+        InputError: If anything in it is not allowed.
+        HelpRequested: On --help.
+    """
+    values = _define(argv)
+    try:
+        rest = values(argv)[1:]
+    except InputError:
+        raise
+    except Exception as error:  # whatever a configuration file may raise
+        raise _input_error(error, argv) from error
+    if values.help:
+        raise HelpRequested(f"{USAGE}\n\n{values.get_help().strip()}")
+    if rest:
+        raise InputError(f"{rest[0]}: unexpected argument: must be --flag=value")
+    _check_modes(values)
+    return _arguments(values)
+
+
+def wants_debug(argv: list[str]) -> bool:
+    """Whether --debug was given; for errors in the command line itself."""
+    return any(re.fullmatch(r"--?debug(=(true|1))?", arg) for arg in argv)
+
+
+def _define(argv: list[str]) -> flags.FlagValues:
+    """Flags of their own, apart from absl's global ones, so that parsing leaves no trace."""
+    values = flags.FlagValues()
+    # Unknown keys are let through here: validation knows the nearest right name.
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "File, e.g. experiments/configs/two_moons.py; --config.KEY=VALUE sets a key.",
+        flag_values=values,
+        lock_config=False,
+        accept_new_attributes=True,
+        sys_argv=argv,
+    )
+    module: Any = {"flag_values": values, "module_name": "experiments.run"}
+    flags.DEFINE_enum("mode", "train", _MODES, "What to do.", **module)
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run; default runs/<name of the file>.", **module
+    )
+    flags.DEFINE_integer(
+        "num_samples",
+        None,
+        f"Paths to write with --mode=sample; default {_DEFAULT_NUM_SAMPLES}.",
+        lower_bound=1,
+        **module,
+    )
+    flags.DEFINE_string(
+        "output", None, ".npz file of --mode=sample; default <workdir>/samples.npz.", **module
+    )
+    flags.DEFINE_boolean("debug", False, "Show the traceback of an error.", **module)
+    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", **module)
+    return values
+
+
+def _check_modes(values: flags.FlagValues) -> None:
+    if values.mode != "sample":
+        for name in ("num_samples", "output"):
+            if values[name].present:
+                raise InputError(
+                    f"--{name}={values[name].value}: must not be given with "
+                    f"--mode={values.mode}, only with --mode=sample"
+                )
+    if not values["config"].present and (values.mode == "train" or not values.workdir):
+        raise InputError(
+            "--config: missing: must be a file, e.g. experiments/configs/two_moons.py"
+        )
+
+
+def _arguments(values: flags.FlagValues) -> Arguments:
+    if values.workdir is not None and not values.workdir.strip():
+        raise InputError("--workdir='': must be a directory that can be written")
+    if values["config"].present:
+        flag: Any = values["config"]
+        path = flag.config_filename
+        if not isinstance(values.config, ConfigDict):
+            raise InputError(_not_a_config(path))
+        config = validation.validate(values.config)
+        directory = Path(values.workdir) if values.workdir else workdir.default(path)
+    else:
+        directory = Path(values.workdir)
+        config = validation.validate(workdir.read_config(directory))
+    output = Path(values.output) if values.output else directory / "samples.npz"
+    if values.mode == "sample":
+        _check_output(output, directory)
+    return Arguments(
+        config=config,
+        mode=values.mode,
+        workdir=directory,
+        num_samples=values.num_samples or _DEFAULT_NUM_SAMPLES,
+        output=output,
+        debug=values.debug,
+    )
+
+
+def _check_output(output: Path, directory: Path) -> None:
+    if output.suffix != ".npz":
+        raise InputError(f"--output={output}: must end in .npz")
+    # Where the workdir itself is missing, so is the checkpoint, and that will be said.
+    if output.is_dir() or (
+        output.parent != directory and not os.access(output.parent, os.W_OK)
+    ):
+        raise InputError(
+            f"--output={output}: must be a file in a directory that can be written"
+        )
+
+
+def _input_error(error: Exception, argv: list[str]) -> InputError:
+    """One line for what absl, ml_collections or the configuration file raised."""
+    for path in _config_paths(argv):
+        if not Path(path).is_file():
+            return InputError(_not_a_config(path))
+        raised = _raised_in_file(error, path)
+        if raised:
+            return raised
+    for name, value in _overrides(argv):
+        try:
+            validation.check_known(name)
+        except InputError as unknown:
+            return unknown
+        if f"--config.{name}={value}:" in str(error):
+            rule = validation.FIELDS.get(name)
+            if rule:
+                return validation.refusal(name, value, rule.allowed)
+    return InputError(one_line(error))
+
+
+def _config_paths(argv: list[str]) -> list[str]:
+    """The files given as --config=FILE or --config FILE."""
+    joined = [m.group(1) for arg in argv if (m := re.fullmatch(r"--?config=(.*)", arg))]
+    apart = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ("--config", "-config")]
+    # What follows a colon is an argument of get_config.
+    return [path.split(":", 1)[0] for path in joined + apart]
+
+
+def _overrides(argv: list[str]) -> Iterator[tuple[str, str]]:
+    for i, arg in enumerate(argv):
+        if match := re.match(r"--?(?:no)?config\.([^=]+)(?:=(.*))?$", arg):
+            following = argv[i + 1] if i + 1 < len(argv) else ""
+            yield match.group(1), following if match.group(2) is None else match.group(2)
+
+
+def _not_a_config(path: str) -> str:
+    file = Path(path)
+    if file.is_file():
+        return f"--config={path}: its get_config() must return a ConfigDict"
+    others = [other.name for other in file.parent.glob("*.py") if other.stem != "__init__"]
+    nearest = difflib.get_close_matches(file.name, others, n=1)
+    hint = f": did you mean {file.parent / nearest[0]}?" if nearest else ""
+    return f"--config={path}: no such file: must be a Python file with a get_config(){hint}"
+
+
+def _raised_in_file(error: BaseException | None, path: str) -> InputError | None:
+    """The error of a line of the configuration file, told by the key and value in that line."""
+    while error is not None:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if Path(frame.filename).absolute() != Path(path).absolute():
+                continue
+            where = f"{path}, line {frame.lineno}"
+            line = frame.line or ""
+            refused = _refused_assignment(line, where) if isinstance(error, TypeError) else None
+            return refused or InputError(f"{where}: {line}: {_describe(error)}")
+        if isinstance(error, SyntaxError):
+            return InputError(f"{path}, line {error.lineno}: {_describe(error)}")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _refused_assignment(line: str, where: str) -> InputError | None:
+    match = re.match(r"\w+\.([\w.]+)\s*=\s*([^#]*)", line)
+    rule = validation.FIELDS.get(match.group(1)) if match else None
+    if not match or not rule:
+        return None
+    try:
+        value = ast.literal_eval(match.group(2).strip())
+    except (SyntaxError, ValueError):
+        return None
+    return InputError(f"{validation.refusal(match.group(1), value, rule.allowed)} ({where})")
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"

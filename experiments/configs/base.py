@@ -1,0 +1,143 @@
+"""Every key of a configuration, its default, and what it means.
+
+A configuration file starts from `get_config()` and sets values:
+
+    from experiments.configs import base
+
+    def get_config():
+        config = base.get_config()
+        config.target.name = "ring"
+        return config
+
+What each key may hold is declared in `experiments/validation.py`. A key that is not listed
+here is refused, except under `options`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the default configuration, unlocked: validation finds unknown keys."""
+    return _section(
+        seed=0,  # of the training key; evaluation derives its own keys from it
+        method="ipf",  # the algorithm
+        source=_endpoint(name="two_moons", access="samples"),  # p_0, the end at time 0
+        target=_endpoint(name="ring", access="energy"),  # p_1, the end at time grid.t_max
+        reference=_reference(),
+        grid=_section(
+            num_steps=20,  # K: kernels per path, so network calls per path
+            t_max=0.2,  # T: length of the time interval, in the reference's unit of time
+            spacing="end_refined",  # uniform | end_refined | cosine
+            power=2.0,  # of end_refined: t_k = T (1 - (1 - k/K)^power)
+        ),
+        learn_variance=True,  # learn each kernel's variance; False keeps the reference's
+        variance=_section(
+            family="bridge",  # bounded | bridge: how the network's output becomes a variance
+            bound=6.0,  # largest |log(variance / reference variance)| of the bounded family
+        ),
+        network=_network(),
+        batch_size=256,  # paths scored in one gradient step, all starts together
+        ipf=_ipf(),
+        optimiser=_optimiser(),
+        exploration=_exploration(),
+        parallel=_section(
+            backend="pmap",  # pmap | shard_map: how a step is spread over the local devices
+        ),
+        loop=_section(
+            steps_per_dispatch=100,  # gradient steps per device call; no effect on results
+            checkpoint_every=1000,  # gradient steps between two checkpoints
+            keep=2,  # newest checkpoints to keep
+            max_consecutive_skipped=100,  # non-finite steps in a row after which the run stops
+        ),
+        evaluate=_section(
+            num_samples=2000,  # samples in each set compared by W2²
+            num_paths=10000,  # paths behind each Monte-Carlo estimate
+        ),
+    )
+
+
+def _section(**values: object) -> ConfigDict:
+    return ConfigDict(values)
+
+
+def _endpoint(name: str, access: str) -> ConfigDict:
+    return _section(
+        name=name,  # a constructor in d2ejax.endpoints.registry
+        access=access,  # samples | energy: all that training may see of this end
+        options=_section(),  # keyword options of that constructor
+    )
+
+
+def _reference() -> ConfigDict:
+    return _section(
+        # brownian | ornstein_uhlenbeck | variance_exploding | variance_preserving
+        name="brownian",
+        sigma=2.0**0.5,  # diffusion of brownian and ornstein_uhlenbeck, per sqrt(time)
+        rate=1.0,  # mean reversion of ornstein_uhlenbeck, per time
+        sigma_min=0.01,  # smallest noise level of variance_exploding
+        sigma_max=3.0,  # largest noise level of variance_exploding
+        beta_min=0.1,  # smallest noise rate of variance_preserving, per time
+        beta_max=20.0,  # largest noise rate of variance_preserving, per time
+        discretisation="euler",  # euler | exact: the reference's kernel between grid times
+    )
+
+
+def _network() -> ConfigDict:
+    return _section(
+        width=64,  # of every hidden layer
+        depth=3,  # hidden layers
+        num_frequencies=8,  # cosines of each of the roots of time passed and time left
+        layer_norm=True,  # normalise each hidden layer
+        # drift that a network output of one stands for, in units of the reference's own
+        # displacement per time, √variance(0, T) / T
+        drift_scale=1.0,
+        energy_feature=True,  # feed the end's energy gradient to the drift, if it has one
+        score_clip=100.0,  # largest norm of that gradient
+    )
+
+
+def _ipf() -> ConfigDict:
+    return _section(
+        iterations=5,  # pairs of half-steps
+        forward_steps=600,  # gradient steps of each forward half-step
+        # gradient steps of each backward half-step; all at the end with semi_discrete
+        backward_steps=300,
+        # auto | likelihood | log_variance | trajectory_balance | semi_discrete; auto takes
+        # likelihood where the pinned end gives samples, semi_discrete where it gives an energy
+        # (log_variance for the backward half-step if the forward one is semi_discrete)
+        forward_loss="auto",  # pinned end: the target
+        backward_loss="auto",  # pinned end: the source
+        reanchor=True,  # likelihood: rejoin the endpoints by the reference's pinned bridge
+        paths_per_start=8,  # N: paths that share a start, in the energy losses
+        num_anchors=1024,  # M: points of the other end behind a semi-discrete potential
+        use_ema_opposite=True,  # draw the opposite process from its averaged parameters
+    )
+
+
+def _optimiser() -> ConfigDict:
+    return _section(
+        learning_rate=2e-3,  # AdamW, at its peak
+        schedule="cosine",  # constant | cosine, over all gradient steps of one process
+        warmup_steps=0,  # gradient steps of linear warm-up
+        b2=0.999,  # decay of the second moment, per gradient step
+        weight_decay=0.0,  # decoupled
+        clip_norm=1.0,  # largest global norm of a gradient
+        ema_decay=0.99,  # of the averaged parameters, per gradient step
+    )
+
+
+def _exploration() -> ConfigDict:
+    return _section(
+        off_policy_ratio=0.5,  # share of batches from the buffer, at the start
+        off_policy_ratio_end=0.5,  # the same at the end of training
+        reuse_path=True,  # keep the backward path as one of the paths_per_start
+        buffer_size=4096,  # points of the energy's end, per device
+        refresh_method="mala",  # none | ula | averaged_ula | mala | hmc
+        refresh_every=50,  # gradient steps between two refreshes
+        refresh_steps=10,  # Langevin (or HMC) steps of a refresh
+        refresh_step_size=0.002,  # of those steps
+        restart_fraction=0.05,  # of refreshed points, started anew from noise
+        restart_std=1.0,  # of that noise, centred at the origin
+        inverse_temperature_start=1.0,  # factor on the energy at the start of training
+        anneal_fraction=0.5,  # of training, until ratio and factor reach their end values
+    )

@@ -1,0 +1,15 @@
+"""Gaussian samples to samples of a ring of eight Gaussians: no energy anywhere."""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import gaussian_to_ring
+
+
+def get_config() -> ConfigDict:
+    """As gaussian_to_ring, with samples at both ends and re-anchored likelihoods."""
+    config = gaussian_to_ring.get_config()
+    config.target.access = "samples"
+    config.ipf.iterations = 8
+    config.ipf.forward_steps = 500
+    config.ipf.backward_steps = 300
+    return config

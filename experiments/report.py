@@ -1,0 +1,194 @@
+"""What a run leaves behind: metrics for its summary, plots, samples."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from d2ejax import plotting
+from d2ejax.algorithms import ipf
+from d2ejax.exact.base import ExactBridge, HostArray
+from d2ejax.metrics import Estimate
+from experiments import judge, workdir
+from experiments.build import Experiment
+from experiments.judge import Judge, Paths
+
+_PLOTTED = 2000
+_DRIFT_POINTS = 24
+
+
+def evaluate(
+    config: ConfigDict, judged: Judge, state: ipf.State, directory: Path
+) -> dict[str, Any]:
+    """Judges a trained bridge and draws its plots.
+
+    Args:
+        config: The run's config.
+        judged: The experiment's judge.
+        state: The trained state, of one device.
+        directory: The workdir; plots go to its folder of that name.
+
+    Returns:
+        Fields of the summary; an estimate's standard error stands beside it.
+    """
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 3)
+    experiment, bridge, settings = judged.experiment, judged.bridge, config.evaluate
+    forward = judged.forward(state, keys[0], max(settings.num_paths, settings.num_samples))
+    backward = judged.backward(state, keys[1], settings.num_paths)
+    found: dict[str, Any] = {
+        **judge.bridge_metrics(forward, bridge),
+        **judge.evidence_metrics(experiment, forward, backward),
+        **judge.sample_metrics(experiment, forward, keys[2], settings.num_samples),
+    }
+    if bridge is not None:
+        found["path_kl_optimal"] = bridge.path_kl
+        found["transport_cost_optimal"] = bridge.transport_cost
+        found["bridge_gap_limit"] = judge.limit(
+            experiment, bridge, config.learn_variance, config.seed, settings.num_paths
+        )
+    fields = _flat(found)
+    _draw(config, experiment, state, bridge, forward, fields, directory)
+    return fields
+
+
+def write_samples(
+    config: ConfigDict, judged: Judge, state: ipf.State, num_samples: int, output: Path
+) -> None:
+    """Writes paths of the forward process, started in the source, to an .npz file.
+
+    Arrays: times (K+1,), paths (N, K+1, dim), x0 and x1 (N, dim), log_forward, log_backward,
+    log_reference (N,) and log_weights (N,), the last NaN where an end has no log-density.
+
+    Args:
+        config: The run's config.
+        judged: The experiment's judge.
+        state: The trained state, of one device.
+        num_samples: N.
+        output: The file.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    experiment, found = judged.experiment, judged.forward(state, key, num_samples)
+    weights = judge.log_weights(experiment, found)
+    arrays = {
+        "times": experiment.grid.times,
+        "paths": found.paths,
+        "x0": found.paths[:, 0],
+        "x1": found.paths[:, -1],
+        "log_forward": found.log_forward,
+        "log_backward": found.log_backward,
+        "log_reference": found.log_reference,
+        "log_weights": np.full(num_samples, np.nan) if weights is None else weights,
+    }
+    np.savez(output, **{name: np.asarray(a, np.float32) for name, a in arrays.items()})
+
+
+def _flat(found: dict[str, Any]) -> dict[str, Any]:
+    """JSON numbers; an estimate becomes its value and `<name>_standard_error`."""
+    fields: dict[str, Any] = {}
+    for name, value in found.items():
+        if isinstance(value, Estimate):
+            fields[name] = float(value.value)
+            fields[f"{name}_standard_error"] = float(value.standard_error)
+        else:
+            fields[name] = float(value) if isinstance(value, np.floating) else value
+    return fields
+
+
+def _draw(
+    config: ConfigDict,
+    experiment: Experiment,
+    state: ipf.State,
+    bridge: ExactBridge | None,
+    forward: Paths,
+    fields: dict[str, Any],
+    directory: Path,
+) -> None:
+    times, learned = np.asarray(experiment.grid.times, np.float64), forward.paths[:_PLOTTED]
+    exact = None
+    if bridge is not None:
+        exact = judge.exact_paths(experiment, bridge, config.seed, _PLOTTED)
+    exact_ends = (None, None) if exact is None else (exact[:, 0], exact[:, -1])
+    optimal = {
+        "path_kl": fields.get("path_kl_optimal"),
+        "bridge_gap": fields.get("bridge_gap_limit"),
+    }
+    records = [
+        {**record, "gradient_steps": record["step"], "phase": record["phase"].split()[0]}
+        for record in workdir.read_records(directory)
+    ]
+    names = (config.source.name, config.target.name)
+    figures = {
+        "marginals": plotting.marginals(times, learned, exact),
+        "paths": plotting.sample_paths(times, learned, exact),
+        "coupling": plotting.coupling(learned[:, 0], learned[:, -1], *exact_ends),
+        "drift": _drift_figure(experiment, state, bridge, forward),
+        "training": plotting.training_curves(records, optimal),
+        "overview": plotting.overview(
+            times,
+            learned,
+            exact,
+            numbers=_headline_numbers(fields),
+            title=f"{names[0]} to {names[1]}".replace("_", " "),
+            source=names[0].replace("_", " "),
+            target=names[1].replace("_", " "),
+        ),
+    }
+    folder = directory / workdir.PLOTS
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        if figure is not None:
+            plotting.save(figure, folder / f"{name}.png")
+    plotting.animation(times, learned, path=folder / "transport.gif")
+
+
+def _headline_numbers(fields: dict[str, Any]) -> dict[str, tuple[float | None, float | None]]:
+    pairs = {
+        "bridge gap": ("bridge_gap", "bridge_gap_limit"),
+        "path KL": ("path_kl", "path_kl_optimal"),
+        "W2²": ("w2_squared", "w2_squared_floor"),
+        "transport cost": ("transport_cost", "transport_cost_optimal"),
+    }
+    return {label: (fields.get(a), fields.get(b)) for label, (a, b) in pairs.items()}
+
+
+def _drift_figure(
+    experiment: Experiment, state: ipf.State, bridge: ExactBridge | None, forward: Paths
+) -> Any:
+    """Learned and exact drift on a lattice at a few times of the grid; 2-D only."""
+    if experiment.source.dim != 2:
+        return None
+    times = np.asarray(experiment.grid.times, np.float64)
+    chosen = np.unique(np.linspace(0, len(times) - 2, 4).round().astype(int))
+    low, high = np.quantile(forward.paths.reshape(-1, 2), [0.002, 0.998], axis=0)
+    axes = [np.linspace(a, b, _DRIFT_POINTS) for a, b in zip(low, high, strict=True)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+    steps = jax.tree.map(lambda leaf: leaf[chosen], experiment.forward.steps)
+    params = experiment.forward_params(state)
+
+    @jax.jit
+    @jax.vmap
+    def drift(step):
+        def at(x):
+            return (experiment.forward.kernel(params, x, step).mean - x) / step.length
+
+        return jax.vmap(at)(jnp.asarray(points, jnp.float32))
+
+    exact = None
+    if bridge is not None:
+        exact = np.stack([bridge.drift(points, float(times[k])) for k in chosen])
+    weights = np.stack([_mass(forward.paths[:, k], axes) for k in chosen])
+    return plotting.drift_field(
+        times[chosen], points, np.asarray(drift(steps)), exact, weights=weights
+    )
+
+
+def _mass(points: HostArray, axes: list[HostArray]) -> HostArray:
+    """How many points lie nearest to each lattice point, smoothed over its neighbours."""
+    from scipy.ndimage import gaussian_filter
+
+    middles = [np.concatenate([[-np.inf], (a[1:] + a[:-1]) / 2, [np.inf]]) for a in axes]
+    counts, _ = np.histogramdd(points, bins=middles)
+    return gaussian_filter(counts, 1.0).reshape(-1)

@@ -1,0 +1,85 @@
+"""summary.json: its keys, and the table that shows each metric beside its ideal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import workdir
+from experiments.loop import Times
+
+KEYS = (
+    "wall_seconds",
+    "compile_seconds",
+    "gradient_steps",
+    "steps_per_second",
+    "path_kl",
+    "path_kl_optimal",
+    "bridge_gap",
+    "w2_squared",
+    "w2_squared_floor",
+    "log_z_lower",
+    "log_z_upper",
+    "log_z_true",
+    "transport_cost",
+    "transport_cost_optimal",
+    "mode_coverage",
+    "ess",
+)
+"""Every summary has these; null where a quantity is not defined."""
+
+_IDEALS: dict[str, str | float] = {
+    "bridge_gap": 0.0,
+    "path_kl": "path_kl_optimal",
+    "w2_squared": "w2_squared_floor",
+    "log_z_lower": "log_z_true",
+    "log_z_upper": "log_z_true",
+    "transport_cost": "transport_cost_optimal",
+    "mode_coverage": 1.0,
+    "ess": 1.0,
+}
+"""The ideal of a metric: a number, or the key that holds it."""
+
+
+def write(
+    directory: Path, metrics: Mapping[str, Any], *, step: int, times: Times, finished: bool
+) -> dict[str, Any]:
+    """Writes summary.json and returns it: `KEYS` first, then what else was measured."""
+    timing = {
+        "wall_seconds": round(times.wall, 3),
+        "compile_seconds": round(times.compile, 3),
+        "gradient_steps": step,
+        "steps_per_second": round(step / times.train, 2) if times.train else None,
+    }
+    values = {**dict.fromkeys(KEYS), **metrics, **timing, "finished": finished}
+    workdir.write_json(directory / workdir.SUMMARY, values)
+    return values
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The metrics that are defined, each beside its ideal."""
+    rows = [("metric", "value", "ideal")]
+    for name, ideal in _IDEALS.items():
+        if summary.get(name) is not None:
+            best = summary.get(ideal) if isinstance(ideal, str) else ideal
+            rows.append((name, _show(summary[name]), _show(best)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        f"{name:<{widths[0]}}  {value:>{widths[1]}}  {best:>{widths[2]}}"
+        for name, value, best in rows
+    ]
+    if summary.get("bridge_gap_limit") is not None:
+        limit = _show(summary["bridge_gap_limit"])
+        lines.append(f"kernels matched to the exact bridge on this grid: bridge_gap {limit}")
+    rate = summary.get("steps_per_second")
+    lines.append(
+        f"{summary['gradient_steps']} gradient steps in {summary['wall_seconds']:.1f} s "
+        f"({summary['compile_seconds']:.1f} s of compilation"
+        + (f", {rate:.0f} steps/s)" if rate else ")")
+    )
+    return "\n".join(lines)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,327 @@
+"""The command line, with a stand-in for the algorithm and its evaluation."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import experiments
+from experiments import arguments, checkpoints, run, workdir
+from tests.experiments import toy
+
+CONFIG = """
+from experiments.configs import base
+
+def get_config():
+    config = base.get_config()
+    config.loop.steps_per_dispatch = 7
+    config.loop.checkpoint_every = 20
+    {line}
+    return config
+"""
+
+
+class Experiment(NamedTuple):
+    algorithm: object
+    total_steps: int
+    phase_of: object
+
+
+def evaluate(config, experiment, state, directory):
+    assert state.params["w"].shape == (3,)
+    (directory / workdir.PLOTS).mkdir(exist_ok=True)
+    return {
+        "bridge_gap": 0.123,
+        "path_kl": float("nan"),
+        "w2_squared": float(state.params["b"]),
+    }
+
+
+def write_samples(config, experiment, state, num_samples, output):
+    np.savez(output, x0=np.zeros((num_samples, 2)), b=state.params["b"])
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """The module `experiments.build`, with what its algorithm does wrong."""
+    plan = toy.plan(60)
+    module = types.SimpleNamespace(bad={}, calls=0)
+
+    def build(config):
+        module.calls += 1
+        return Experiment(toy.algorithm(**module.bad), plan.total_steps, plan.phase_of)
+
+    module.build = build
+    report = types.SimpleNamespace(evaluate=evaluate, write_samples=write_samples)
+    monkeypatch.setattr(experiments, "build", module, raising=False)
+    monkeypatch.setattr(experiments, "report", report, raising=False)
+    return module
+
+
+@pytest.fixture
+def call(tmp_path, build, capsys):
+    """Runs a command line; returns status, stdout and stderr."""
+    config = write_config(tmp_path / "toy.py")
+
+    def call(*args, config=config, directory=tmp_path / "run"):
+        argv = ["run", f"--config={config}", f"--workdir={directory}", *args]
+        status = run.main(argv)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def write_config(path, line="pass"):
+    path.write_text(CONFIG.format(line=line))
+    return path
+
+
+def snapshot(directory):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in directory.rglob("*")
+    }
+
+
+def assert_refused(result, text, status=2):
+    got, out, err = result
+    assert got == status
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert text in err
+
+
+def test_a_run_from_start_to_summary(tmp_path, call):
+    status, out, err = call()
+    assert (status, err) == (0, "")
+    directory = tmp_path / "run"
+    assert sorted(p.name for p in directory.iterdir()) == sorted(
+        [
+            workdir.CONFIG,
+            workdir.METRICS,
+            workdir.SUMMARY,
+            workdir.CHECKPOINTS,
+            workdir.PLOTS,
+        ]
+    )
+    summary = json.loads((directory / workdir.SUMMARY).read_text())
+    assert summary["gradient_steps"] == 60
+    assert summary["path_kl"] is None
+    assert summary["ess"] is None
+    assert summary["wall_seconds"] > summary["compile_seconds"] > 0
+    assert summary["steps_per_second"] > 0
+    assert (
+        json.loads((directory / workdir.CONFIG).read_text())["loop"]["checkpoint_every"] == 20
+    )
+    assert ["bridge_gap", "0.1230", "0.0000"] in [line.split() for line in out.splitlines()]
+    assert f"plots: {directory / workdir.PLOTS}" in out
+
+
+def test_a_finished_run_says_so_and_does_nothing(tmp_path, call, build):
+    call()
+    before, calls = snapshot(tmp_path / "run"), build.calls
+    status, out, err = call()
+    assert (status, err) == (0, "")
+    assert "this run is finished" in out
+    assert snapshot(tmp_path / "run") == before
+    assert build.calls == calls
+
+
+def test_evaluate_repeats_the_summary_and_sample_writes_paths(tmp_path, call):
+    call()
+    summary = json.loads((tmp_path / "run" / workdir.SUMMARY).read_text())
+    (tmp_path / "run" / workdir.SUMMARY).unlink()
+    status, out, _ = call("--mode=evaluate", "--config.evaluate.num_paths=100")
+    assert status == 0
+    assert "bridge_gap" in out
+    again = json.loads((tmp_path / "run" / workdir.SUMMARY).read_text())
+    assert again["w2_squared"] == summary["w2_squared"]
+    assert again["finished"]
+    output = tmp_path / "paths.npz"
+    status, out, _ = call("--mode=sample", "--num_samples=5", f"--output={output}")
+    assert status == 0
+    assert str(output) in out
+    assert np.load(output)["x0"].shape == (5, 2)
+
+
+def test_evaluate_and_sample_take_the_configuration_of_the_workdir(tmp_path, call, capsys):
+    call()
+    assert run.main(["run", f"--workdir={tmp_path / 'run'}", "--mode=sample"]) == 0
+    assert (tmp_path / "run" / "samples.npz").exists()
+
+
+def test_evaluating_an_unfinished_run_does_not_finish_it(tmp_path, call, build):
+    build.bad = {"bad_from": 30}
+    assert call("--config.loop.max_consecutive_skipped=5")[0] == 1
+    assert call("--mode=evaluate")[0] == 0
+    assert not workdir.is_finished(tmp_path / "run")
+
+
+def test_non_finite_steps_end_in_one_line_and_a_checkpoint(tmp_path, call, build):
+    build.bad = {"bad_from": 30}
+    status, _, err = call("--config.loop.max_consecutive_skipped=5")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "loop.max_consecutive_skipped = 5" in err
+    assert workdir.latest_step(tmp_path / "run" / workdir.CHECKPOINTS) == 39
+    assert not (tmp_path / "run" / workdir.SUMMARY).exists()
+
+
+def test_loop_settings_may_change_on_resume(tmp_path, call, build):
+    build.bad = {"bad_from": 30, "bad_until": 45}
+    assert call("--config.loop.max_consecutive_skipped=5")[0] == 1
+    status, out, _ = call("--config.loop.max_consecutive_skipped=50")
+    assert status == 0
+    assert "resumed at step 39/60" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (
+            ["--config.ipf.iteratons=3"],
+            "ipf.iteratons: unknown key: did you mean ipf.iterations",
+        ),
+        (["--config.ipff.iterations=3"], "did you mean ipf.iterations"),
+        (["--config.ipf.iterations=-3"], "ipf.iterations = -3: must be an integer ≥ 1"),
+        (["--config.ipf.iterations=x"], "ipf.iterations = 'x': must be an integer ≥ 1"),
+        (["--config.ipf.iterations", "2.5"], "ipf.iterations = '2.5': must be an integer ≥ 1"),
+        (["--config.learn_variance=maybe"], "learn_variance = 'maybe': must be true or false"),
+        (["--config.ipf=3"], "ipf: is a section"),
+        (["--config.target.name=rign"], "did you mean 'ring'"),
+        (["--config.target.options.radus=3"], "radus"),
+        (["--mode=foo"], "<train|evaluate|sample>"),
+        (["--mode=sample", "--num_samples=-1"], "--num_samples=-1"),
+        (["--mode=sample", "--num_samples=ten"], "--num_samples=ten"),
+        (["--mode=sample", "--output=a.txt"], "must end in .npz"),
+        (["--mode=sample", "--output=/nowhere/a.npz"], "a directory that can be written"),
+        (["--num_samples=3"], "only with --mode=sample"),
+        (["--wrkdir=x"], "Did you mean: workdir"),
+        (["stray"], "stray: unexpected argument"),
+        (["--mode=evaluate"], "holds no checkpoint"),
+        (["--mode=sample"], "holds no checkpoint"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_built(tmp_path, call, build, args, text):
+    before = snapshot(tmp_path)
+    assert_refused(call(*args), text)
+    assert snapshot(tmp_path) == before
+    assert build.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("config.ipf.iterations = 2.5", "ipf.iterations = 2.5: must be an integer ≥ 1 ("),
+        ("config.ipf.iteratons = 2", "did you mean ipf.iterations"),
+        ("config.ipff.iterations = 2", "line 8: config.ipff.iterations = 2: AttributeError"),
+        ("config.seed = undefined", "NameError"),
+        ("config.seed = 1 +", "SyntaxError"),
+        ("return None", "must return a ConfigDict"),
+        ("config.reference.sigma = 'x'", "reference.sigma = 'x': must be a number > 0"),
+    ],
+)
+def test_a_bad_configuration_file_is_refused(tmp_path, call, line, text):
+    config = write_config(tmp_path / "bad.py", line)
+    assert_refused(call(config=config), text)
+
+
+def test_a_missing_configuration_file(tmp_path, call):
+    result = call("--config.seed=1", config=tmp_path / "tyo.py")
+    assert_refused(result, f"did you mean {tmp_path / 'toy.py'}?")
+    assert_refused(call(config=tmp_path), "no such file")
+
+
+def test_no_configuration(capsys):
+    assert run.main(["run"]) == 2
+    assert "--config: missing" in capsys.readouterr().err
+
+
+def test_a_workdir_of_another_configuration_is_left_alone(tmp_path, call):
+    call()
+    before = snapshot(tmp_path / "run")
+    assert_refused(call("--config.ipf.iterations=9"), "ipf.iterations = 4 there and 9 here")
+    assert_refused(call("--config.seed=2", "--mode=sample"), "seed = 0 there and 2 here")
+    assert snapshot(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+def test_a_truncated_checkpoint_is_refused_and_left_alone(tmp_path, call, build, mode):
+    call()
+    (tmp_path / "run" / workdir.SUMMARY).unlink()
+    newest = tmp_path / "run" / workdir.CHECKPOINTS / "60" / "state"
+    for path in newest.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+    before, calls = snapshot(tmp_path / "run"), build.calls
+    result = call(f"--mode={mode}")
+    assert_refused(result, "delete that directory to go on from step 40")
+    assert snapshot(tmp_path / "run") == before
+    assert build.calls == calls
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path, call):
+    (tmp_path / "file").touch()
+    assert_refused(call(directory=tmp_path / "file"), "is not a directory")
+    assert_refused(call(directory="/proc/run"), "--workdir=/proc/run")
+
+
+def test_debug_shows_the_traceback(call):
+    status, _, err = call("--debug", "--config.ipf.iterations=-3")
+    assert status == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1] == "error: ipf.iterations = -3: must be an integer ≥ 1"
+
+
+def test_errors_of_the_build_are_one_line(call, build):
+    def fail(config):
+        raise ValueError("batch_size = 256: must be a multiple of 3")
+
+    build.build = fail
+    assert_refused(call(), "batch_size = 256: must be a multiple of 3")
+
+
+def test_options_may_be_set_on_the_command_line(tmp_path):
+    config = write_config(tmp_path / "toy.py")
+    parsed = arguments.parse(
+        ["run", f"--config={config}", "--config.target.options.radius=2.0"]
+    )
+    assert parsed.config.target.options.to_dict() == {"radius": 2.0}
+    assert parsed.workdir == workdir.Path("runs/toy")
+
+
+def test_resumed_parameters_are_those_of_an_uninterrupted_run(tmp_path, call, build):
+    build.bad = {"bad_from": 30, "bad_until": 39}
+    assert call("--config.loop.max_consecutive_skipped=5")[0] == 1
+    assert call("--config.loop.max_consecutive_skipped=50")[0] == 0
+    other = tmp_path / "other"
+    assert call("--config.loop.max_consecutive_skipped=50", directory=other)[0] == 0
+    one, two = (checkpoints.read(d / workdir.CHECKPOINTS) for d in (tmp_path / "run", other))
+    assert one.leaves == two.leaves
+
+
+def test_help_and_refusals_need_no_jax():
+    code = (
+        "import sys\n"
+        "from experiments import run\n"
+        "assert run.main(['run', '--help']) == 0\n"
+        "assert run.main(['run', '--config=nowhere.py']) == 2\n"
+        "assert 'jax' not in sys.modules\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--config.KEY=VALUE" in done.stdout

@@ -1,0 +1,202 @@
+"""Every key has a rule, and every refusal names field, value and what is allowed."""
+
+import re
+
+import pytest
+
+from d2ejax.endpoints import registry
+from experiments import validation
+from experiments.configs import base
+from experiments.errors import InputError
+
+
+def changed(**changes):
+    """The defaults with some dotted keys set, dots written as two underscores."""
+    config = base.get_config()
+    for name, value in changes.items():
+        section, _, leaf = name.rpartition("__")
+        holder = config
+        for part in section.split("__") if section else ():
+            holder = holder[part]
+        with holder.ignore_type():
+            holder[leaf] = value
+    return config
+
+
+def message(**changes):
+    with pytest.raises(InputError) as caught:
+        validation.validate(changed(**changes))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_defaults_are_valid_and_every_key_has_a_rule():
+    config = base.get_config()
+    assert {name for name, _ in validation.flatten(config)} == set(validation.FIELDS)
+    assert validation.validate(config).to_dict() == config.to_dict()
+
+
+def test_the_checked_copy_is_locked_and_typed():
+    checked = validation.validate(changed(reference__sigma=2, optimiser__clip_norm=1))
+    assert type(checked.reference.sigma) is float
+    assert checked.is_locked
+    with pytest.raises(AttributeError):
+        checked.ipf.iteratons = 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("seed", -1, "an integer ≥ 0"),
+        ("method", "ifp", "'ipf'"),
+        ("ipf.iterations", -3, "an integer ≥ 1"),
+        ("ipf.iterations", 2.0, "an integer ≥ 1"),
+        ("ipf.iterations", True, "an integer ≥ 1"),
+        ("ipf.iterations", "3", "an integer ≥ 1"),
+        ("ipf.iterations", None, "an integer ≥ 1"),
+        ("ipf.forward_steps", 0, "an integer ≥ 1"),
+        ("ipf.backward_steps", -1, "an integer ≥ 1"),
+        ("ipf.forward_loss", "logvar", "one of 'auto', 'likelihood'"),
+        ("grid.num_steps", 0, "an integer ≥ 1"),
+        ("grid.t_max", 0.0, "a number > 0"),
+        ("grid.power", 0.5, "a number ≥ 1"),
+        ("grid.spacing", "linear", "one of 'uniform'"),
+        ("reference.sigma", -1.0, "a number > 0"),
+        ("reference.sigma", float("nan"), "a number > 0"),
+        ("reference.sigma", float("inf"), "a number > 0"),
+        ("reference.name", "brown", "one of 'brownian'"),
+        ("variance.family", "free", "one of 'bounded'"),
+        ("learn_variance", 1, "true or false"),
+        ("optimiser.ema_decay", 1.0, "a number ≥ 0 and < 1"),
+        ("optimiser.schedule", "linear", "one of 'constant'"),
+        ("exploration.off_policy_ratio", 1.1, "a number ≥ 0 and ≤ 1"),
+        ("exploration.refresh_method", "nuts", "one of 'none'"),
+        ("parallel.backend", "jit", "one of 'pmap'"),
+        ("source.access", "both", "one of 'samples', 'energy'"),
+        ("source.name", 3, "a name in quotes"),
+        ("source.options", 3, "a ConfigDict"),
+        ("batch_size", 100, "a multiple of ipf.paths_per_start = 8"),
+        ("batch_size", 4, "a multiple of ipf.paths_per_start = 8"),
+        ("ipf.paths_per_start", 1, "an integer ≥ 2"),
+        ("optimiser.warmup_steps", 5000, "fewer than"),
+    ],
+)
+def test_bad_value(field, value, allowed):
+    text = message(**{field.replace(".", "__"): value})
+    assert text.startswith(f"{field} = {value!r}: must be ")
+    assert allowed in text
+
+
+@pytest.mark.parametrize(
+    ("unknown", "right"),
+    [
+        ("ipf.iteratons", "ipf.iterations"),
+        ("bach_size", "batch_size"),
+        ("iterations", "ipf.iterations"),
+        ("loop.num_steps", "grid.num_steps"),
+    ],
+)
+def test_unknown_key_gets_the_nearest_right_name(unknown, right):
+    text = message(**{unknown.replace(".", "__"): 3})
+    assert text == f"{unknown}: unknown key: did you mean {right}?"
+
+
+def test_missing_key():
+    config = base.get_config()
+    del config.grid.t_max
+    with pytest.raises(InputError, match=r"grid.t_max: missing: must be a number > 0"):
+        validation.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "forward", "backward", "refused"),
+    [
+        ("samples", "samples", "auto", "auto", None),
+        ("samples", "energy", "auto", "auto", None),
+        ("energy", "samples", "auto", "auto", None),
+        ("energy", "energy", "auto", "auto", None),
+        ("samples", "energy", "trajectory_balance", "likelihood", None),
+        ("samples", "energy", "semi_discrete", "auto", None),
+        ("energy", "samples", "auto", "semi_discrete", None),
+        ("samples", "energy", "likelihood", "auto", "ipf.forward_loss"),
+        ("samples", "samples", "log_variance", "auto", "ipf.forward_loss"),
+        ("samples", "samples", "trajectory_balance", "auto", "ipf.forward_loss"),
+        ("energy", "energy", "auto", "likelihood", "ipf.backward_loss"),
+        ("samples", "energy", "auto", "log_variance", "ipf.backward_loss"),
+        ("energy", "samples", "semi_discrete", "auto", "ipf.forward_loss"),
+        ("samples", "samples", "auto", "semi_discrete", "ipf.backward_loss"),
+        ("energy", "energy", "semi_discrete", "semi_discrete", "ipf.backward_loss"),
+    ],
+)
+def test_each_loss_needs_what_its_ends_offer(source, target, forward, backward, refused):
+    changes = {
+        "source__access": source,
+        "target__access": target,
+        "ipf__forward_loss": forward,
+        "ipf__backward_loss": backward,
+    }
+    if refused is None:
+        validation.validate(changed(**changes))
+        return
+    text = message(**changes)
+    assert text.startswith(f"{refused} = ")
+    assert "must be 'auto'" in text or "must be another loss" in text
+
+
+def test_auto_follows_the_pinned_end():
+    config = validation.validate(changed(source__access="samples", target__access="energy"))
+    assert validation.resolve_losses(config) == ("likelihood", "log_variance")
+    config = validation.validate(changed(source__access="energy", target__access="samples"))
+    assert validation.resolve_losses(config) == ("log_variance", "likelihood")
+
+
+def test_paths_per_start_matters_to_losses_of_groups_only():
+    validation.validate(changed(target__access="samples", ipf__paths_per_start=1))
+    validation.validate(changed(target__access="samples", batch_size=100))
+    validation.validate(changed(ipf__forward_loss="trajectory_balance", ipf__paths_per_start=1))
+    with pytest.raises(InputError, match="paths_per_start"):
+        validation.validate(changed(ipf__forward_loss="semi_discrete", ipf__paths_per_start=1))
+
+
+def test_unknown_endpoint_and_option():
+    assert re.match(
+        r"source.name = 'two_mons': .*did you mean 'two_moons'",
+        message(source__name="two_mons"),
+    )
+    text = message(target__options__radus=1.0)
+    assert text.startswith("target.name = 'ring' with target.options = {'radus': 1.0}: ")
+    assert "radius" in text
+
+
+def test_access_that_the_endpoint_does_not_offer(monkeypatch):
+    blind = registry.make_endpoint("ring")._replace(log_density=None)
+    build = registry.make_endpoint
+    monkeypatch.setattr(
+        registry, "make_endpoint", lambda n, **o: blind if n == "blind" else build(n, **o)
+    )
+    text = message(target__name="blind")
+    assert text.startswith("target.access = 'energy': ")
+    assert "allowed: 'samples'" in text
+
+
+def test_ends_of_different_dimension():
+    config = changed(target__name="gaussian")
+    config.target.options.dim = 3
+    with pytest.raises(InputError) as caught:
+        validation.validate(config)
+    assert "target.name = 'gaussian': has dimension 3: must be 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("variance_exploding", "sigma_min", "sigma_max"),
+        ("variance_preserving", "beta_min", "beta_max"),
+    ],
+)
+def test_limits_of_a_reference_are_ordered_where_they_are_used(name, low, high):
+    limits = {f"reference__{low}": 5.0, f"reference__{high}": 2.0}
+    validation.validate(changed(**limits))
+    assert message(reference__name=name, **limits).startswith(
+        f"reference.{high} = 2.0: must be"
+    )

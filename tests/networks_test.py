@@ -1,0 +1,161 @@
+"""Networks: zero at the start, the energy feature, the clipped score, finite gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d2ejax import networks, time_grids
+
+T_MAX = 2.0
+
+
+def gaussian_energy(x):
+    return -0.5 * jnp.sum(jnp.square(x))
+
+
+def with_head_bias(params, bias):
+    head = {**params["params"]["head"], "bias": jnp.asarray(bias)}
+    return {"params": {**params["params"], "head": head}}
+
+
+@pytest.mark.parametrize("log_density", [None, gaussian_energy], ids=["plain", "energy"])
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_drift_network_starts_at_zero(key, log_density, layer_norm):
+    network = networks.drift_network(
+        3, T_MAX, width=8, depth=2, layer_norm=layer_norm, log_density=log_density
+    )
+    params = network.init(key)
+    x = jnp.asarray([[0.0, 0.0, 0.0], [1.0, -2.0, 50.0]])
+    for t in (0.0, 0.7, T_MAX):
+        drift, log_variance = jax.vmap(network.apply, (None, 0, None))(
+            params, x, jnp.float32(t)
+        )
+        assert drift.shape == log_variance.shape == (2, 3)
+        np.testing.assert_array_equal(drift, np.zeros((2, 3)))
+        np.testing.assert_array_equal(log_variance, np.zeros((2, 3)))
+
+
+def test_potential_network_starts_at_zero_and_learns(key):
+    init, apply = networks.potential_network(2, width=8, depth=2)
+    params, x = init(key), jnp.asarray([0.5, -1.0])
+    assert apply(params, x).shape == () and apply(params, x) == 0.0
+    gradient = jax.grad(apply)(params, x)
+    moved = jax.tree.map(lambda p, g: p + 0.1 * g, params, gradient)
+    assert apply(moved, x) > 0.0
+
+
+def test_trained_output_depends_on_state_and_time(key):
+    network = networks.drift_network(2, T_MAX, width=8, depth=2)
+    noise = jax.random.split(key, 1)[0]
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jax.random.normal(noise, leaf.shape), network.init(key)
+    )
+    x, y = jnp.asarray([0.5, -1.0]), jnp.asarray([-0.5, 1.0])
+    outputs = [
+        np.concatenate(network.apply(params, z, jnp.float32(t)))
+        for z, t in ((x, 0.3), (y, 0.3), (x, 1.3))
+    ]
+    assert np.all(np.abs(outputs[0] - outputs[1]) > 1e-4)
+    assert np.all(np.abs(outputs[0] - outputs[2]) > 1e-4)
+
+
+def test_gain_multiplies_the_score(key):
+    scale = 2.5
+    network = networks.drift_network(
+        2, T_MAX, width=8, depth=1, log_density=gaussian_energy, drift_scale=scale
+    )
+    params = network.init(key)
+    x, t = jnp.asarray([3.0, -4.0]), jnp.float32(0.3)
+    # Head biases: drift, log-variance, gain, two coordinates of each; the score is -x.
+    gained = with_head_bias(params, [0.0, 0.0, 0.0, 0.0, 0.5, 2.0])
+    drift, log_variance = network.apply(gained, x, t)
+    np.testing.assert_allclose(drift, scale * np.array([-1.5, 8.0]), rtol=1e-6)
+    np.testing.assert_array_equal(log_variance, np.zeros(2))
+    # The other outputs, each in its own place and unit.
+    drift, log_variance = network.apply(
+        with_head_bias(params, [1.0, -1.0, 0.2, 0.3, 0.0, 0.0]), x, t
+    )
+    np.testing.assert_allclose(drift, [scale, -scale], rtol=1e-6)
+    np.testing.assert_allclose(log_variance, [0.2, 0.3], rtol=1e-6)
+
+
+def test_gain_sees_the_clipped_score(key):
+    network = networks.drift_network(
+        2, T_MAX, width=8, depth=1, log_density=gaussian_energy, score_clip=1.0
+    )
+    gained = with_head_bias(network.init(key), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
+    drift, _ = network.apply(gained, jnp.asarray([30.0, -40.0]), jnp.float32(0.3))
+    np.testing.assert_allclose(drift, [-0.6, 0.8], rtol=1e-5)
+
+
+def test_clipped_score_bounds_the_norm_and_keeps_the_direction(key):
+    score = networks.clipped_score(gaussian_energy, 2.0)
+    x = 10 ** jax.random.uniform(key, (200, 1), minval=-3.0, maxval=6.0)
+    x = x * jax.random.normal(key, (200, 3))
+    values, norms = np.asarray(jax.vmap(score)(x)), np.linalg.norm(x, axis=1)
+    assert np.all(np.linalg.norm(values, axis=1) <= 2.0 * (1 + 1e-5))
+    inside = norms < 2.0
+    assert 20 < inside.sum() < 180
+    np.testing.assert_allclose(values[inside], -x[inside], rtol=1e-5)
+    unit = x[~inside] / norms[~inside, None]
+    np.testing.assert_allclose(values[~inside], -2.0 * unit, rtol=1e-5, atol=1e-6)
+
+
+def test_clipped_score_is_zero_at_a_critical_point():
+    score = networks.clipped_score(gaussian_energy, 2.0)
+    np.testing.assert_array_equal(score(jnp.zeros(2)), np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("log_density", "point"),
+    [
+        (lambda x: jnp.log(x[0]) + x[1], 0.0),  # gradient +inf
+        (lambda x: jnp.sqrt(jnp.abs(x[0])) + x[1], 0.0),  # 0 · inf = NaN or an infinity
+        (lambda x: jnp.log(x[0] - 1.0) * 0.0 + x[1], 1.0),  # NaN
+    ],
+)
+def test_clipped_score_is_zero_where_not_finite(log_density, point):
+    x = jnp.asarray([point, 0.3])
+    assert not np.isfinite(jax.grad(log_density)(x)[0])
+    score = networks.clipped_score(log_density, 100.0)(x)
+    np.testing.assert_allclose(score, [0.0, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0, T_MAX])
+@pytest.mark.parametrize("x", [[0.0, 0.0], [1.0, -2.0], [0.0, 1e4]])
+def test_gradients_are_finite(key, t, x):
+    network = networks.drift_network(
+        2, T_MAX, width=8, depth=2, log_density=lambda y: jnp.log(jnp.abs(y[0])) - y[1] ** 2
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.1, network.init(key))
+
+    def loss(params):
+        drift, log_variance = network.apply(params, jnp.asarray(x), jnp.float32(t))
+        return jnp.sum(jnp.square(drift)) + jnp.sum(log_variance)
+
+    gradient = jax.grad(loss)(params)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+    assert float(jnp.linalg.norm(gradient["params"]["head"]["kernel"])) > 0
+
+
+def test_time_features_by_hand():
+    ones, signs = np.ones(3), np.array([-1.0, 1.0, -1.0])
+    start, end = (networks.time_features(jnp.float32(t), 3) for t in (0.0, 1.0))
+    np.testing.assert_allclose(start, np.concatenate([ones, signs]), atol=1e-6)
+    np.testing.assert_allclose(end, np.concatenate([signs, ones]), atol=1e-6)
+    # A quarter passed: the square root of the time passed is a half.
+    quarter = networks.time_features(jnp.float32(0.25), 3)[:3]
+    np.testing.assert_allclose(quarter, [0.0, -1.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [-1e-6, 1.0 + 1e-6])
+def test_time_features_survive_round_off(t):
+    assert bool(jnp.all(jnp.isfinite(networks.time_features(jnp.float32(t), 8))))
+
+
+def test_time_features_resolve_the_end_refined_grid():
+    fractions = time_grids.end_refined(100, 1.0).times
+    features = np.asarray(jax.vmap(lambda t: networks.time_features(t, 8))(fractions))
+    gaps = np.linalg.norm(np.diff(features, axis=0), axis=1)
+    assert gaps.min() > 0.05
