@@ -1,0 +1,42 @@
+"""Data-to-energy Schrödinger bridges in JAX, held against exact solutions."""
+
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
+
+from d2ejax import endpoints as endpoints
+from d2ejax import exact as exact
+from d2ejax import exploration as exploration
+from d2ejax import losses as losses
+from d2ejax import metrics as metrics
+from d2ejax import parallel as parallel
+from d2ejax import references as references
+from d2ejax import rollouts as rollouts
+from d2ejax import time_grids as time_grids
+from d2ejax.algorithms.base import Algorithm as Algorithm
+from d2ejax.algorithms.half_steps import HalfStep as HalfStep
+from d2ejax.algorithms.ipf import ipf as ipf
+from d2ejax.algorithms.ipf import schedule as schedule
+from d2ejax.endpoints.base import Endpoint as Endpoint
+from d2ejax.endpoints.registry import make_endpoint as make_endpoint
+from d2ejax.kernels import Process as Process
+from d2ejax.kernels import process as process
+from d2ejax.kernels import reference_process as reference_process
+from d2ejax.losses import log_path_ratio as log_path_ratio
+from d2ejax.losses import log_variance_loss as log_variance_loss
+from d2ejax.losses import trajectory_balance_loss as trajectory_balance_loss
+from d2ejax.losses import trajectory_likelihood_loss as trajectory_likelihood_loss
+from d2ejax.networks import drift_network as drift_network
+from d2ejax.networks import potential_network as potential_network
+from d2ejax.references import Reference as Reference
+from d2ejax.references import brownian as brownian
+from d2ejax.references import ornstein_uhlenbeck as ornstein_uhlenbeck
+from d2ejax.references import variance_exploding as variance_exploding
+from d2ejax.references import variance_preserving as variance_preserving
+from d2ejax.rollouts import log_density as log_density
+from d2ejax.rollouts import simulate as simulate
+from d2ejax.time_grids import TimeGrid as TimeGrid
+
+try:
+    __version__ = _version("d2ejax")
+except _PackageNotFoundError:  # A source tree that is not installed.
+    __version__ = "0+unknown"

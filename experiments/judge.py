@@ -12,7 +12,7 @@ from d2ejax import metrics, parallel, references, rollouts
 from d2ejax.algorithms import ipf
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.exact.base import ExactBridge, HostArray
-from d2ejax.exact.gaussian import gaussian_bridge
+from d2ejax.exact.gaussian import GaussianBridge, gaussian_bridge
 from d2ejax.exact.grid import grid_bridge
 from d2ejax.exact.limit import k_step_limit
 from d2ejax.metrics import Estimate
@@ -211,6 +211,25 @@ def sample_metrics(
         found["mode_coverage"] = metrics.mode_coverage(weights, target.mode_weights)
         found["mode_weights"] = [round(float(w), 4) for w in weights]
     return found
+
+
+def gaussian_metrics(experiment: Experiment, forward: Paths, bridge: Any) -> dict[str, float]:
+    """The worst moment of the marginals and of the coupling beside a Gaussian bridge.
+
+    In units of what is allowed, see `d2ejax.metrics.moment_error`; empty for other bridges.
+    """
+    if not isinstance(bridge, GaussianBridge):
+        return {}
+    times = np.asarray(experiment.grid.times, np.float64)
+    marginals = [
+        metrics.moment_error(forward.paths[:, k], *bridge.marginal(float(t)))
+        for k, t in enumerate(times)
+    ]
+    ends = np.concatenate([forward.paths[:, 0], forward.paths[:, -1]], axis=1)
+    return {
+        "marginal_moment_error": max(marginals),
+        "coupling_moment_error": metrics.moment_error(ends, *bridge.plan),
+    }
 
 
 def limit(

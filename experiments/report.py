@@ -42,6 +42,7 @@ def evaluate(
         **judge.bridge_metrics(forward, bridge),
         **judge.evidence_metrics(experiment, forward, backward),
         **judge.sample_metrics(experiment, forward, keys[2], settings.num_samples),
+        **judge.gaussian_metrics(experiment, forward, bridge),
     }
     if bridge is not None:
         found["path_kl_optimal"] = bridge.path_kl

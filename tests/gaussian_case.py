@@ -98,7 +98,7 @@ def perturbed(params):
 
 @functools.partial(jax.jit, static_argnames=("num_paths", "dim", "backward"))
 def paths(key, params, starts, num_paths, *, dim, backward):
-    """Paths of the affine process, `(num_starts, num_paths, K + 1, dim)`; groups share starts."""
+    """Paths of the affine process from each start, `(num_starts, num_paths, K + 1, dim)`."""
     chain = process(make(dim), backward=backward)
     keys = jax.random.split(key, (starts.shape[0], num_paths))
     simulate = jax.vmap(lambda key, x: rollouts.simulate(key, chain, params, x), (0, None))
@@ -187,10 +187,23 @@ def inputs(params, opposite, particles, *, average=None, step=0):
     return Inputs(params, average, opposite, particles, jnp.asarray(step, jnp.int32))
 
 
+def lenient(optimiser):
+    """An optimiser of optax, which does not hold to strict promotion itself."""
+
+    def update(*arguments, **options):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimiser.update(*arguments, **options)
+
+    return optax.GradientTransformation(optimiser.init, update)
+
+
 def z_scores(samples):
     """Means of `(n, ...)` leaves in units of their standard errors, in one vector."""
     rows = np.concatenate(
-        [np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in jax.tree.leaves(samples)],
+        [
+            np.asarray(leaf, np.float64).reshape(len(leaf), -1)
+            for leaf in jax.tree.leaves(samples)
+        ],
         axis=1,
     )
     return rows.mean(axis=0) / (rows.std(axis=0, ddof=1) / np.sqrt(len(rows)))

@@ -22,10 +22,16 @@ every_discretisation = pytest.mark.parametrize("discretisation", kernels.DISCRET
 both_directions = pytest.mark.parametrize("backward", [False, True])
 
 
-def all_steps(process, params, x):
+def all_steps(process, params, x, transform=lambda function: function):
     """The kernels of all steps from one state: means and variances, each (K, dim)."""
-    law = jax.jit(jax.vmap(process.kernel, (None, None, 0)))(params, x, process.steps)
+    law = transform(jax.vmap(process.kernel, (None, None, 0)))(params, x, process.steps)
     return np.asarray(law.mean), np.asarray(jnp.exp(law.log_variance))
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    network = networks.drift_network(2, T_MAX, width=8, depth=2)
+    return network, network.init(jax.random.key(0))
 
 
 def constant_network(params, x, t):
@@ -60,7 +66,7 @@ def pinned_variances(reference, backward):
 @every_reference
 @every_discretisation
 @every_variance
-def test_zero_network_is_the_reference_forward(reference, discretisation, variance, key):
+def test_zero_network_is_the_reference_forward(reference, discretisation, variance):
     x = jnp.asarray([0.7, -1.9])
     options = {"discretisation": discretisation}
     zero = kernels.process(kernels.zero_network, reference, GRID, variance=variance, **options)
@@ -68,12 +74,6 @@ def test_zero_network_is_the_reference_forward(reference, discretisation, varian
     plain = all_steps(kernels.reference_process(reference, GRID, **options), None, x)
     np.testing.assert_array_equal(mean, plain[0])
     np.testing.assert_array_equal(var, plain[1])
-
-    network = networks.drift_network(2, T_MAX, width=8, depth=2)
-    learned = kernels.process(network.apply, reference, GRID, variance=variance, **options)
-    fresh = all_steps(learned, network.init(key), x)
-    np.testing.assert_array_equal(fresh[0], mean)
-    np.testing.assert_array_equal(fresh[1], var)
 
     for k, (t, length) in enumerate(zip(GRID.times[:-1], GRID.steps, strict=True)):
         if discretisation == "euler":
@@ -88,7 +88,7 @@ def test_zero_network_is_the_reference_forward(reference, discretisation, varian
 @every_reference
 @every_variance
 @every_discretisation
-def test_zero_network_is_the_reversal_with_zero_score(reference, variance, discretisation, key):
+def test_zero_network_is_the_reversal_with_zero_score(reference, variance, discretisation):
     x = jnp.asarray([0.7, -1.9])
     options = {"backward": True, "discretisation": discretisation}
     zero = kernels.process(kernels.zero_network, reference, GRID, variance=variance, **options)
@@ -98,12 +98,6 @@ def test_zero_network_is_the_reversal_with_zero_score(reference, variance, discr
     np.testing.assert_array_equal(mean, plain[0])
     np.testing.assert_array_equal(var, plain[1])
 
-    network = networks.drift_network(2, T_MAX, width=8, depth=2)
-    learned = kernels.process(network.apply, reference, GRID, variance=variance, **options)
-    fresh = all_steps(learned, network.init(key), x)
-    np.testing.assert_array_equal(fresh[0], mean)
-    np.testing.assert_array_equal(fresh[1], var)
-
     if discretisation == "euler":
         # The reverse drift -f + g² ∇log p without the score.
         for k, (t, t_next) in enumerate(zip(GRID.times[:-1], GRID.times[1:], strict=True)):
@@ -112,6 +106,36 @@ def test_zero_network_is_the_reversal_with_zero_score(reference, variance, discr
             np.testing.assert_allclose(mean[k], expected, rtol=1e-6)
             truth = reference.diffusion(t) ** 2 * length
             np.testing.assert_allclose(var[k], np.broadcast_to(truth, 2), rtol=2e-6)
+
+
+@every_reference
+@every_discretisation
+@both_directions
+def test_fresh_network_is_bitwise_the_reference(reference, discretisation, backward, fresh):
+    network, params = fresh
+    options = {"backward": backward, "discretisation": discretisation}
+    x = jnp.asarray([0.7, -1.9])
+    fixed = kernels.process(kernels.zero_network, reference, GRID, variance="fixed", **options)
+    plain = all_steps(fixed, None, x)
+    for variance in kernels.VARIANCES:
+        learned = kernels.process(network.apply, reference, GRID, variance=variance, **options)
+        mean, var = all_steps(learned, params, x)
+        np.testing.assert_array_equal(mean, plain[0])
+        np.testing.assert_array_equal(var, plain[1])
+
+
+@every_variance
+@both_directions
+def test_fresh_network_is_bitwise_the_reference_when_compiled(variance, backward, fresh):
+    network, params = fresh
+    options = {"backward": backward, "reference": REFERENCES["variance_preserving"]}
+    x = jnp.asarray([0.7, -1.9])
+    fixed = kernels.process(kernels.zero_network, grid=GRID, variance="fixed", **options)
+    learned = kernels.process(network.apply, grid=GRID, variance=variance, **options)
+    plain = all_steps(fixed, None, x, jax.jit)
+    mean, var = all_steps(learned, params, x, jax.jit)
+    np.testing.assert_array_equal(mean, plain[0])
+    np.testing.assert_array_equal(var, plain[1])
 
 
 @every_reference
@@ -188,9 +212,7 @@ def test_bridge_variance_never_falls_below_the_pinned_one(reference, backward):
     _, smallest = all_steps(process, (jnp.zeros(1), jnp.full(1, -1e4)), jnp.zeros(1))
     np.testing.assert_allclose(smallest[held, 0], floor[held], rtol=1e-4)
     _, unlearned = all_steps(process, (jnp.zeros(1), jnp.zeros(1)), jnp.zeros(1))
-    np.testing.assert_allclose(
-        np.log(smallest[free, 0] / unlearned[free, 0]), -30.0, rtol=1e-4
-    )
+    np.testing.assert_allclose(np.log(smallest[free, 0] / unlearned[free, 0]), -30.0, rtol=1e-4)
 
 
 @every_discretisation

@@ -1,0 +1,116 @@
+"""Particles of an energy end: filled with noise, refreshed on time, restarted in part."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d2ejax.exploration import langevin, particles
+from d2ejax.exploration.particles import Particles
+
+SIZE = 64
+
+
+def noise(key, n):
+    return 100.0 + jax.random.normal(key, (n, 2))
+
+
+def shift(key, positions, log_density):
+    """Moves each particle by the score, so that the energy must have been handed over."""
+    del key
+    return positions + jax.vmap(jax.grad(log_density))(positions), jnp.asarray(0.25)
+
+
+def log_density(x):
+    return x[0] - 2.0 * x[1]
+
+
+def explorer(**options):
+    defaults = {
+        "size": SIZE,
+        "refresh": shift,
+        "refresh_every": 3,
+        "restart_fraction": 0.0,
+        "restart": noise,
+    }
+    return Particles(**(defaults | options))
+
+
+def run(key, which, buffer, step):
+    refresh = jax.jit(lambda step: particles.refresh(key, which, buffer, log_density, step))
+    return refresh(jnp.asarray(step, jnp.int32))
+
+
+def test_a_new_buffer_is_full_of_noise(key):
+    buffer = particles.init(key, explorer())
+    assert int(buffer.num_filled) == SIZE
+    np.testing.assert_array_equal(buffer.positions, noise(key, SIZE))
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_all_particles_move_every_third_step_from_step_zero_on(key, step):
+    buffer = particles.init(key, explorer())
+    after, acceptance = run(key, explorer(), buffer, step)
+    if step % 3 == 0:
+        moved = np.asarray(buffer.positions) + np.array([1.0, -2.0], np.float32)
+        np.testing.assert_allclose(after.positions, moved)
+        assert float(acceptance) == 0.25
+    else:
+        np.testing.assert_array_equal(after.positions, buffer.positions)
+        assert np.isnan(acceptance)
+    np.testing.assert_array_equal(after.log_weights, buffer.log_weights)
+    assert int(after.next_slot) == int(buffer.next_slot)
+
+
+def test_without_a_chain_nothing_moves(key):
+    buffer = particles.init(key, explorer())
+    after, acceptance = run(key, explorer(refresh=None), buffer, 0)
+    jax.tree.map(np.testing.assert_array_equal, after, buffer)
+    assert np.isnan(acceptance)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
+def test_a_share_of_the_particles_restarts_from_noise(key, fraction):
+    which = explorer(size=2000, restart_fraction=fraction)
+    buffer = particles.init(key, which)
+    buffer = buffer._replace(positions=jnp.zeros_like(buffer.positions))
+    after, _ = run(jax.random.key(3), which, buffer, 0)
+    share = np.mean(np.asarray(after.positions[:, 0]) > 50.0)
+    assert abs(share - fraction) <= 4 * np.sqrt(fraction * (1 - fraction) / 2000)
+
+
+def test_a_particle_whose_move_is_not_finite_stays(key):
+    def broken(key, positions, log_density):
+        return positions.at[5].set(jnp.nan), jnp.asarray(1.0)
+
+    buffer = particles.init(key, explorer())
+    after, _ = run(key, explorer(refresh=broken), buffer, 0)
+    np.testing.assert_array_equal(after.positions, buffer.positions)
+    assert int(after.num_filled) == SIZE
+
+
+def test_a_real_chain_brings_noise_to_the_energy(key):
+    def refresh(key, positions, log_density):
+        return langevin.refresh(
+            key, positions, log_density, method="mala", step_size=0.3, num_steps=60
+        )
+
+    def restart(key, n):
+        return 3.0 * jax.random.normal(key, (n, 1))
+
+    which = Particles(1000, refresh, 1, 0.0, restart)
+    buffer = particles.init(key, which)
+    after, acceptance = jax.jit(
+        lambda: particles.refresh(
+            jax.random.key(4),
+            which,
+            buffer,
+            lambda x: -0.5 * jnp.sum((x - 1.0) ** 2),
+            jnp.asarray(0, jnp.int32),
+        )
+    )()
+    x = np.asarray(after.positions[:, 0], np.float64)
+    assert 0.5 < float(acceptance) < 1.0
+    # N(1, 1): standard errors 1/√n of the mean and √(2/n) of the variance.
+    assert abs(x.mean() - 1.0) < 4 / np.sqrt(1000)
+    assert abs(x.var() - 1.0) < 4 * np.sqrt(2 / 1000)

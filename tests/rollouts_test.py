@@ -1,0 +1,255 @@
+"""Simulated paths have the reference's law; scores match scipy; time work is done once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from d2ejax import kernels, networks, references, rollouts, time_grids
+
+T_MAX = 1.5
+GRID = time_grids.end_refined(5, T_MAX)
+REFERENCES = {
+    "brownian": references.brownian(0.8),
+    "ornstein_uhlenbeck": references.ornstein_uhlenbeck(0.8, 1.3),
+    "variance_exploding": references.variance_exploding(0.1, 3.0, T_MAX),
+    "variance_preserving": references.variance_preserving(0.2, 4.0, T_MAX),
+}
+every_reference = pytest.mark.parametrize("reference", REFERENCES.values(), ids=REFERENCES)
+both_directions = pytest.mark.parametrize("backward", [False, True])
+
+
+def affine_network(params, x, t):
+    """A drift and a log-variance that depend on everything."""
+    drift = params["slope"] * x + params["push"] * jnp.cos(t)
+    return drift, params["spread"] * jnp.tanh(x) + params["level"]
+
+
+PARAMS = {
+    "slope": jnp.float32(-0.4),
+    "push": jnp.float32(0.5),
+    "spread": jnp.float32(0.2),
+    "level": jnp.float32(0.1),
+}
+OTHER = {name: value * 0.7 for name, value in PARAMS.items()}
+
+
+def affine_process(backward, variance="bridge"):
+    reference = REFERENCES["ornstein_uhlenbeck"]
+    return kernels.process(
+        affine_network, reference, GRID, backward=backward, variance=variance
+    )
+
+
+def simulate_many(key, process, params, x, n):
+    draw = jax.vmap(rollouts.simulate, (0, None, None, None))
+    return jax.jit(lambda key: draw(jax.random.split(key, n), process, params, x))(key)
+
+
+def host_transition(reference, s, t):
+    with jax.enable_x64(True):
+        s, t = jnp.asarray(s), jnp.asarray(t)
+        return float(reference.scale(s, t)), float(reference.variance(s, t))
+
+
+def assert_gaussian(values, mean, cov, errors=4.5):
+    """Sample mean and covariance of `(n, m)` values, in standard errors."""
+    values, n, variances = np.asarray(values, np.float64), len(values), np.diag(cov)
+    assert np.all(np.abs(values.mean(0) - mean) < errors * np.sqrt(variances / n))
+    allowed = errors * np.sqrt((np.outer(variances, variances) + cov**2) / n)
+    assert np.all(np.abs(np.cov(values.T) - cov) < allowed)
+
+
+@every_reference
+@both_directions
+def test_reference_paths_have_the_reference_law(reference, backward, key):
+    process = kernels.process(
+        kernels.zero_network, reference, GRID, backward=backward, discretisation="exact"
+    )
+    x, n, times = jnp.asarray([1.2]), 20_000, GRID.times.tolist()
+    paths = simulate_many(key, process, None, x, n)
+    assert paths.shape == (n, 6, 1)
+    # From its start the chain has a law N(scale x, variance) at each time. Under a flat prior
+    # x_s | x_T ~ N(x_T / a, v / a²), with a and v the transition's from s to T.
+    later = times[:-1][::-1] if backward else times[1:]
+    scales, variances = [], []
+    for t in later:
+        a, v = host_transition(reference, *((t, T_MAX) if backward else (0.0, t)))
+        scales.append(1 / a if backward else a)
+        variances.append(v / a**2 if backward else v)
+    # Markov: what a later state shares with an earlier one is the latter, carried on.
+    cov = np.array(
+        [
+            [variances[min(i, j)] * scales[max(i, j)] / scales[min(i, j)] for j in range(5)]
+            for i in range(5)
+        ]
+    )
+    values = paths[:, :-1, 0][:, ::-1] if backward else paths[:, 1:, 0]
+    assert_gaussian(values, 1.2 * np.array(scales), cov)
+
+
+@both_directions
+def test_paths_start_where_told_and_run_in_the_order_of_time(backward, key):
+    def clock(params, x, t):
+        return jnp.broadcast_to(1.0 + t, x.shape), jnp.zeros_like(x)
+
+    quiet = references.brownian(1e-4)
+    process = kernels.process(clock, quiet, GRID, backward=backward)
+    start = jnp.asarray([0.3, -7.0])
+    path = np.asarray(rollouts.simulate(key, process, None, start))
+    np.testing.assert_array_equal(path[-1 if backward else 0], start)
+    # Walk it by hand; noise of 1e-4 is far below a step's drift.
+    times, walked = GRID.times.tolist(), [np.asarray(start, np.float64)]
+    for k in range(5):
+        later, earlier = (times[5 - k], times[4 - k]) if backward else (times[k + 1], times[k])
+        walked.append(walked[-1] + (later - earlier) * (1 + (later if backward else earlier)))
+    np.testing.assert_allclose(path, walked[::-1] if backward else walked, atol=1e-3)
+
+
+@both_directions
+def test_steps_score_as_scipy_does(backward, key):
+    process = affine_process(backward)
+    path = rollouts.simulate(key, process, PARAMS, jnp.asarray([0.5, -1.0]))
+    scores = rollouts.step_log_densities(process, PARAMS, path)
+    assert scores.shape == (5,)
+    truth = []
+    for k, step in enumerate(
+        kernels.Step(*leaves) for leaves in zip(*process.steps, strict=True)
+    ):
+        given, drawn = (path[k + 1], path[k]) if backward else (path[k], path[k + 1])
+        law = process.kernel(PARAMS, given, step)
+        cov = np.diag(np.exp(np.asarray(law.log_variance, np.float64)))
+        truth.append(stats.multivariate_normal(np.asarray(law.mean), cov).logpdf(drawn))
+    np.testing.assert_allclose(scores, truth, rtol=1e-4, atol=1e-4)
+    total = rollouts.log_density(process, PARAMS, path)
+    assert total.shape == ()
+    np.testing.assert_allclose(total, np.sum(truth), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["brownian", "ornstein_uhlenbeck"])
+def test_forward_and_backward_reference_score_a_path_alike(name, key):
+    # Bayes' rule with a flat prior, over all steps: R(path | x_T) = a(0, T)^dim P(path | x_0).
+    options = {"reference": REFERENCES[name], "grid": GRID, "discretisation": "exact"}
+    forward, backward = (
+        kernels.process(kernels.zero_network, backward=flag, **options)
+        for flag in (False, True)
+    )
+    path = jax.random.normal(key, (6, 2))
+    difference = rollouts.log_density(backward, None, path) - rollouts.log_density(
+        forward, None, path
+    )
+    scale, _ = host_transition(REFERENCES[name], 0.0, T_MAX)
+    score = abs(float(rollouts.log_density(forward, None, path)))
+    np.testing.assert_allclose(difference, 2 * np.log(scale), atol=2e-6 * score)
+
+
+@both_directions
+def test_likelihood_ratio_averages_to_one(backward, key):
+    process = affine_process(backward)
+    paths = simulate_many(key, process, PARAMS, jnp.asarray([0.5]), 20_000)
+    score = jax.vmap(rollouts.log_density, (None, None, 0))
+    log_ratio = score(process, OTHER, paths) - score(process, PARAMS, paths)
+    weights = np.exp(np.asarray(log_ratio, np.float64))
+    error = weights.std() / np.sqrt(len(weights))
+    assert 1e-4 < error < 0.02
+    assert abs(weights.mean() - 1) < 4 * error
+
+
+@both_directions
+def test_kl_of_each_step_is_the_mean_log_ratio(backward, key):
+    process, n = affine_process(backward), 20_000
+    # Another reference, so that scale, variance and network differ all at once.
+    other = kernels.process(
+        affine_network, references.brownian(1.1), GRID, backward=backward, variance="bounded"
+    )
+    paths = simulate_many(key, process, PARAMS, jnp.asarray([0.5, -1.0]), n)
+
+    def along(path):
+        log_ratio = rollouts.step_log_densities(process, PARAMS, path)
+        log_ratio = log_ratio - rollouts.step_log_densities(other, OTHER, path)
+        kl = rollouts.step_kl_divergences(process, PARAMS, other, OTHER, path)
+        return kl, log_ratio
+
+    kl, log_ratio = (np.asarray(v, np.float64) for v in jax.jit(jax.vmap(along))(paths))
+    assert kl.shape == (n, 5)
+    error = (kl - log_ratio).std(0) / np.sqrt(n)
+    assert np.all(np.abs((kl - log_ratio).mean(0)) < 4 * error)
+    assert np.all(kl > 0) and np.all(kl.mean(0) > 10 * error)
+
+
+@both_directions
+def test_kl_with_oneself_is_zero(backward, key):
+    process = affine_process(backward)
+    path = jax.random.normal(key, (6, 2))
+    kl = rollouts.step_kl_divergences(process, PARAMS, process, PARAMS, path)
+    np.testing.assert_array_equal(kl, np.zeros(5))
+
+
+@both_directions
+def test_derivatives_match_finite_differences(backward, key):
+    process = affine_process(backward)
+    path = rollouts.simulate(key, process, PARAMS, jnp.asarray([0.5, -1.0]))
+
+    def score(params):
+        return rollouts.log_density(process, params, path)
+
+    def end_point(params):
+        states = rollouts.simulate(key, process, params, jnp.asarray([0.5, -1.0]))
+        return jnp.sum(jnp.square(states[0 if backward else -1]))
+
+    for function in (score, end_point):
+        gradient = jax.grad(function)(PARAMS)
+        for name in PARAMS:
+            shifted = [
+                jax.jit(function)({**PARAMS, name: PARAMS[name] + jnp.float32(step)})
+                for step in (1e-2, -1e-2)
+            ]
+            slope = (shifted[0] - shifted[1]) / 2e-2
+            np.testing.assert_allclose(gradient[name], slope, rtol=2e-2, atol=2e-2)
+
+
+# What the compiler is given, counted.
+
+NUM_FREQUENCIES, WIDTH, DEPTH, BATCH = 5, 24, 2, 64
+
+
+def primitive_sizes(jaxpr, repeats=1):
+    """(name, operand shapes, size of all outputs) of every primitive; loops multiply."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        inner = repeats * (equation.params["length"] if name == "scan" else 1)
+        bodies = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        bodies = [body for body in bodies if hasattr(body, "eqns")]
+        for body in bodies:
+            yield from primitive_sizes(body, inner)
+        if not bodies:
+            shapes = [v.aval.shape for v in equation.invars]
+            yield name, shapes, repeats * sum(v.aval.size for v in equation.outvars)
+
+
+@both_directions
+@pytest.mark.parametrize("task", ["simulate", "score"])
+def test_time_features_are_computed_once_for_the_whole_batch(task, backward, key):
+    network = networks.drift_network(
+        2, T_MAX, width=WIDTH, depth=DEPTH, num_frequencies=NUM_FREQUENCIES
+    )
+    params, k = network.init(key), GRID.num_steps
+    process = kernels.process(network.apply, REFERENCES["brownian"], GRID, backward=backward)
+    if task == "simulate":
+        function = jax.vmap(lambda key, x: rollouts.simulate(key, process, params, x))
+        arguments = jax.random.split(key, BATCH), jnp.zeros((BATCH, 2))
+    else:
+        function = jax.vmap(lambda path: rollouts.log_density(process, params, path))
+        arguments = (jnp.zeros((BATCH, k + 1, 2)),)
+    counted = list(primitive_sizes(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+    kernel = (2 * NUM_FREQUENCIES, DEPTH * WIDTH)
+    products = [entry for entry in counted if entry[0] == "dot_general"]
+    of_time = [size for _, shapes, size in products if kernel in shapes]
+    assert of_time == [k * DEPTH * WIDTH]
+    cosines = sum(size for name, _, size in counted if name == "cos")
+    assert cosines == k * 2 * NUM_FREQUENCIES
+    # The control: layers that see x are computed for each example.
+    of_state = [size for _, shapes, size in products if (2, WIDTH) in shapes]
+    assert of_state == [k * BATCH * WIDTH]
