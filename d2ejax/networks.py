@@ -134,9 +134,8 @@ def drift_network(
 
     def apply(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
         features, s = inputs(x)
-        drift, *rest = jnp.split(
-            module.apply(params, features, t / t_max), module.num_outputs // dim
-        )
+        outputs = jnp.asarray(module.apply(params, features, t / t_max))
+        drift, *rest = jnp.split(outputs, module.num_outputs // dim)
         if s is not None:
             drift = drift + rest[1] * s
         return drift_scale * drift, rest[0]
@@ -171,7 +170,9 @@ def clipped_score(log_density: LogDensity, max_norm: float) -> Callable[[Array],
 
     def score(x: Array) -> Array:
         gradient = jnp.nan_to_num(jax.grad(log_density)(x), nan=0.0, posinf=0.0, neginf=0.0)
-        norm = jnp.sqrt(jnp.sum(jnp.square(gradient)) + 1e-12)
-        return gradient * jnp.minimum(1.0, max_norm / norm)
+        # Scaled by its largest entry before it is squared: a huge one must not overflow.
+        largest = jnp.maximum(jnp.max(jnp.abs(gradient)), 1e-6)
+        norm = largest * jnp.sqrt(jnp.sum(jnp.square(gradient / largest)))
+        return gradient * jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-6))
 
     return score

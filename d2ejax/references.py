@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from d2ejax.gaussians import Gaussian
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, Key
+from d2ejax.typing import Array, Key, Time
 
 
 class Reference(NamedTuple):
@@ -31,8 +31,8 @@ class Reference(NamedTuple):
 
     drift: Callable[[Array, Array], Array]
     diffusion: Callable[[Array], Array]
-    scale: Callable[[Array, Array], Array]
-    variance: Callable[[Array, Array], Array]
+    scale: Callable[[Time, Time], Array]
+    variance: Callable[[Time, Time], Array]
 
 
 def brownian(sigma: float) -> Reference:
@@ -137,7 +137,7 @@ def variance_preserving(beta_min: float, beta_max: float, t_max: float) -> Refer
     )
 
 
-def transition(reference: Reference, x_s: Array, s: Array, t: Array) -> Gaussian:
+def transition(reference: Reference, x_s: Array, s: Time, t: Time) -> Gaussian:
     """The exact law of x_t given x_s.
 
     Args:

@@ -1,5 +1,6 @@
 """Discretisations of the time interval [0, T]."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -60,8 +61,8 @@ def end_refined(num_steps: int, t_max: float, *, power: float = 2.0) -> TimeGrid
     Raises:
         ValueError: If an argument is out of range.
     """
-    if power < 1:
-        raise ValueError(f"power = {power}: must be ≥ 1")
+    if not 1 <= power < math.inf:
+        raise ValueError(f"power = {power}: must be ≥ 1 and finite")
     return _from_fractions(1.0 - (1.0 - _fractions(num_steps)) ** power, t_max)
 
 
@@ -79,14 +80,14 @@ def cosine(num_steps: int, t_max: float) -> TimeGrid:
 
 
 def _fractions(num_steps: int) -> np.ndarray:
-    if num_steps < 1:
-        raise ValueError(f"num_steps = {num_steps}: must be ≥ 1")
+    if num_steps < 1 or num_steps != int(num_steps):
+        raise ValueError(f"num_steps = {num_steps}: must be a whole number ≥ 1")
     return np.arange(num_steps + 1) / num_steps
 
 
 def _from_fractions(fractions: np.ndarray, t_max: float) -> TimeGrid:
-    if not t_max > 0:
-        raise ValueError(f"t_max = {t_max}: must be > 0")
+    if not 0 < t_max < math.inf:
+        raise ValueError(f"t_max = {t_max}: must be > 0 and finite")
     # Formed in float64: near T the steps are far smaller than the times themselves.
     times = (fractions * t_max).astype(np.float32)
     if not np.all(np.diff(times) > 0):

@@ -9,6 +9,9 @@ Array = jax.Array
 Key = jax.Array
 """A typed key, made by `jax.random.key`."""
 
+Time = jax.Array | float
+"""A point in time, a scalar."""
+
 Params = Any
 """Any pytree; the library never looks inside."""
 

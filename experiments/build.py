@@ -141,7 +141,7 @@ def build_reference(config: ConfigDict) -> Reference:
 def build_grid(config: ConfigDict) -> TimeGrid:
     """The time grid."""
     given = config.grid
-    makers = {
+    makers: dict[str, Callable[[int, float], TimeGrid]] = {
         "uniform": time_grids.uniform,
         "end_refined": functools.partial(time_grids.end_refined, power=given.power),
         "cosine": time_grids.cosine,

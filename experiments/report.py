@@ -83,7 +83,8 @@ def write_samples(
         "log_reference": found.log_reference,
         "log_weights": np.full(num_samples, np.nan) if weights is None else weights,
     }
-    np.savez(output, **{name: np.asarray(a, np.float32) for name, a in arrays.items()})
+    single: dict[str, Any] = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
+    np.savez(output, **single)
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:

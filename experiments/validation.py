@@ -12,12 +12,15 @@ To add a key: its default goes to `configs/base.py`, its rule to `FIELDS`.
 import difflib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments.configs import base
 from experiments.errors import InputError, one_line
+
+if TYPE_CHECKING:  # At run time it would bring in jax, which refusing a config can do without.
+    from d2ejax.algorithms.half_steps import Loss
 
 LOSSES = ("auto", "likelihood", "log_variance", "trajectory_balance", "semi_discrete")
 _ENERGY_LOSSES = ("log_variance", "trajectory_balance", "semi_discrete")
@@ -183,7 +186,7 @@ class Relation(NamedTuple):
     allowed: Callable[[ConfigDict], str]
 
 
-def resolve_losses(config: ConfigDict) -> tuple[str, str]:
+def resolve_losses(config: ConfigDict) -> tuple["Loss", "Loss"]:
     """The losses of the backward and of the forward half-step, "auto" resolved.
 
     Samples of the pinned end call for a likelihood. An energy calls for the semi-discrete

@@ -63,8 +63,8 @@ def test_cosine_is_symmetric():
 @pytest.mark.parametrize(
     ("num_steps", "t_max", "message"),
     [
-        (0, 1.0, r"num_steps = 0: must be ≥ 1"),
-        (-3, 1.0, r"num_steps = -3: must be ≥ 1"),
+        (0, 1.0, r"num_steps = 0: must be a whole number ≥ 1"),
+        (-3, 1.0, r"num_steps = -3: must be a whole number ≥ 1"),
         (4, 0.0, r"t_max = 0\.0: must be > 0"),
         (4, -1.0, r"t_max = -1\.0: must be > 0"),
         (4, float("nan"), r"t_max = nan: must be > 0"),

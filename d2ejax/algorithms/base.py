@@ -15,7 +15,8 @@ class Algorithm(NamedTuple):
 
     Attributes:
         init: Maps a key to the state: one pytree with everything that a resume needs.
-        step: Maps the state to the next one and a dict of scalar metrics; one gradient step.
+        step: Maps the state to the next one and a dict of float32 scalars, NaN where a metric
+            does not apply; one gradient step.
             Both must run under the mapped axis that the algorithm was made for, if any.
     """
 

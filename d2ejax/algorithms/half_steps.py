@@ -19,6 +19,7 @@ import optax
 from d2ejax import losses, references, rollouts
 from d2ejax.algorithms import partners
 from d2ejax.algorithms.partners import Anchors, Partner
+from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.exploration import behaviour, particles, replay_buffer
 from d2ejax.exploration.particles import Particles
@@ -138,7 +139,7 @@ def objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buff
 
 def _likelihood_objective(half: HalfStep, key: Key, inputs: Inputs) -> Objective:
     goal_key, path_key, bridge_key = jax.random.split(key, 3)
-    goals = half.goal.sample(goal_key, half.batch_size)
+    goals = endpoints.sampler(half.goal)(goal_key, half.batch_size)
     paths = partners.learned(half.opposite, inputs.opposite["drift"]).draw(path_key, goals)
     if half.reanchor:
         keys = jax.random.split(bridge_key, half.batch_size)
@@ -157,11 +158,10 @@ def _likelihood_objective(half: HalfStep, key: Key, inputs: Inputs) -> Objective
 
 
 def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buffers]:
-    refresh_key, start_key, partner_key, path_key = jax.random.split(key, 4)
+    refresh_key, start_key, goal_key, draw_key, mix_key = jax.random.split(key, 5)
     buffers, acceptance = _refresh(half, refresh_key, inputs)
     starts, partner = _start(half, start_key, inputs, buffers)
-    _, goals = replay_buffer.sample(partner_key, buffers[half.goal_end], starts.shape[0])
-    draw_key, mix_key = jax.random.split(path_key)
+    _, goals = replay_buffer.sample(goal_key, _filled(buffers, half.goal_end), starts.shape[0])
     paths = behaviour.mixed_paths(
         mix_key,
         starts,
@@ -173,8 +173,10 @@ def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Object
         backward=half.trained.backward,
     )
     starts, ends = paths[:, 0, half.start_end], paths[:, -1, half.goal_end]
-    buffers = _replace(buffers, half.goal_end, replay_buffer.add(buffers[half.goal_end], ends))
-    inverse_temperature, log_goal = half.inverse_temperature(inputs.step), half.goal.log_density
+    goal_buffer = replay_buffer.add(_filled(buffers, half.goal_end), ends)
+    buffers = _replace(buffers, half.goal_end, goal_buffer)
+    inverse_temperature = half.inverse_temperature(inputs.step)
+    log_goal = endpoints.log_density(half.goal)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
         def log_ratio(path: Array) -> Array:
@@ -210,7 +212,8 @@ def _start(half: HalfStep, key: Key, inputs: Inputs, buffers: Buffers) -> tuple[
         partner = partners.learned(half.opposite, inputs.opposite["drift"])
         if half.start.sample is not None:
             return half.start.sample(start_key, num_starts), partner
-        return replay_buffer.sample(start_key, buffers[half.start_end], num_starts)[1], partner
+        buffer = _filled(buffers, half.start_end)
+        return replay_buffer.sample(start_key, buffer, num_starts)[1], partner
     anchors = _anchors(half, anchor_key, buffers)
     # The average is the slow copy of the potential that keeps the fixed point stable.
     potentials = jax.vmap(half.potential, (None, 0))(
@@ -224,6 +227,9 @@ def _start(half: HalfStep, key: Key, inputs: Inputs, buffers: Buffers) -> tuple[
         half.grid,
         backward=half.trained.backward,
     )
+    if half.start.sample is not None:
+        # Not the anchors: a path should not meet its own start in the estimate of φ_T.
+        return half.start.sample(start_key, num_starts), partner
     return partners.draw_anchors(start_key, anchors, num_starts), partner
 
 
@@ -231,10 +237,19 @@ def _anchors(half: HalfStep, key: Key, buffers: Buffers) -> Anchors:
     if half.start.sample is not None:
         return Anchors(half.start.sample(key, half.num_anchors), None)
     particle_key, noise_key = jax.random.split(key)
-    _, particles = replay_buffer.sample(particle_key, buffers[half.start_end], half.num_anchors)
-    return partners.smoothed_anchors(
-        noise_key, particles, half.start.log_density, half.num_anchors
+    _, positions = replay_buffer.sample(
+        particle_key, _filled(buffers, half.start_end), half.num_anchors
     )
+    return partners.smoothed_anchors(
+        noise_key, positions, endpoints.log_density(half.start), half.num_anchors
+    )
+
+
+def _filled(buffers: Buffers, end: int) -> ReplayBuffer:
+    buffer = buffers[end]
+    if buffer is None:
+        raise ValueError(f"no particles for the {'source' if end == 0 else 'target'}")
+    return buffer
 
 
 def _refresh(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Buffers, Array]:

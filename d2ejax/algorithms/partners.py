@@ -95,9 +95,10 @@ def smoothed_anchors(
 
 def draw_anchors(key: Key, anchors: Anchors, n: int) -> Array:
     """Some `(n, dim)` of the anchors, each as often as its importance says."""
-    if anchors.log_importance is None:
-        return anchors.positions[:n]
-    return anchors.positions[jax.random.categorical(key, anchors.log_importance, shape=(n,))]
+    log_weights = anchors.log_importance
+    if log_weights is None:
+        log_weights = jnp.zeros(anchors.positions.shape[0])
+    return anchors.positions[jax.random.categorical(key, log_weights, shape=(n,))]
 
 
 def semi_discrete(

@@ -75,6 +75,28 @@ def restrict(endpoint: Endpoint, access: str) -> Endpoint:
     return seen._replace(sample=None)
 
 
+def sampler(endpoint: Endpoint) -> Callable[[Key, int], Array]:
+    """The endpoint's `sample`.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if endpoint.sample is None:
+        raise ValueError(f"endpoint {endpoint.name!r} offers no samples here")
+    return endpoint.sample
+
+
+def log_density(endpoint: Endpoint) -> LogDensity:
+    """The endpoint's `log_density`.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if endpoint.log_density is None:
+        raise ValueError(f"endpoint {endpoint.name!r} offers no log-density here")
+    return endpoint.log_density
+
+
 def square_around(centres: np.ndarray, spreads: np.ndarray | float) -> tuple[float, float]:
     """Extent of Gaussian clouds around some centres.
 

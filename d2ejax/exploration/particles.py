@@ -58,22 +58,27 @@ def refresh(
     Returns:
         The buffer, and the chains' acceptance rate; NaN in a step without a refresh.
     """
-    if particles.refresh is None:
+    chain = particles.refresh
+    if chain is None:
         return buffer, jnp.full((), jnp.nan)
     return jax.lax.cond(
         step % particles.refresh_every == 0,
-        lambda: _refresh_all(key, particles, buffer, log_density),
+        lambda: _refresh_all(key, particles, chain, buffer, log_density),
         lambda: (buffer, jnp.full((), jnp.nan)),
     )
 
 
 def _refresh_all(
-    key: Key, particles: Particles, buffer: ReplayBuffer, log_density: LogDensity
+    key: Key,
+    particles: Particles,
+    chain: Refresh,
+    buffer: ReplayBuffer,
+    log_density: LogDensity,
 ) -> tuple[ReplayBuffer, Array]:
     restart_key, choice_key, chain_key = jax.random.split(key, 3)
     noise = particles.restart(restart_key, buffer.size)
     restarted = jax.random.bernoulli(choice_key, particles.restart_fraction, (buffer.size,))
     positions = jnp.where(restarted[:, None], noise, buffer.positions)
-    positions, acceptance = particles.refresh(chain_key, positions, log_density)
+    positions, acceptance = chain(chain_key, positions, log_density)
     slots = jnp.arange(buffer.size, dtype=jnp.int32)
     return replay_buffer.update(buffer, slots, positions), acceptance
