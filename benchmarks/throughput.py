@@ -29,9 +29,17 @@ def half_steps() -> Iterator[tuple[str, ConfigDict]]:
     cases = (
         ("data-to-data, likelihood", "samples", "samples", "likelihood", "likelihood"),
         ("data-to-energy, likelihood", "samples", "energy", "likelihood", "log_variance"),
-        ("data-to-energy, semi-discrete", "samples", "energy", "semi_discrete", "auto"),
+        # Its mirror image, so that the energy half-step comes first.
+        ("energy-to-data, log-variance", "energy", "samples", "log_variance", "likelihood"),
+        ("data-to-energy, semi-discrete", "samples", "energy", "likelihood", "semi_discrete"),
         ("energy-to-energy, log-variance", "energy", "energy", "log_variance", "log_variance"),
-        ("energy-to-energy, semi-discrete", "energy", "energy", "semi_discrete", "auto"),
+        (
+            "energy-to-energy, semi-discrete",
+            "energy",
+            "energy",
+            "log_variance",
+            "semi_discrete",
+        ),
     )
     for name, source, target, backward_loss, forward_loss in cases:
         config = base.get_config()

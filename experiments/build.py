@@ -291,8 +291,10 @@ def _optimiser(config: ConfigDict, num_steps: int) -> optax.GradientTransformati
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, decay_steps),
     }[given.schedule]
-    warmup = optax.linear_schedule(0.0, peak, given.warmup_steps)
-    rate = optax.join_schedules([warmup, decay], [given.warmup_steps])
+    rate = decay
+    if given.warmup_steps:
+        warmup = optax.linear_schedule(0.0, peak, given.warmup_steps)
+        rate = optax.join_schedules([warmup, decay], [given.warmup_steps])
     return optax.chain(
         optax.clip_by_global_norm(given.clip_norm),
         optax.adamw(rate, b2=given.b2, weight_decay=given.weight_decay),

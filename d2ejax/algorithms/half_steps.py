@@ -237,8 +237,10 @@ def _anchors(half: HalfStep, key: Key, buffers: Buffers) -> Anchors:
     if half.start.sample is not None:
         return Anchors(half.start.sample(key, half.num_anchors), None)
     particle_key, noise_key = jax.random.split(key)
+    # The proposal costs anchors times particles: a quarter as many hold its shape well.
+    num_particles = max(2, half.num_anchors // 4)
     _, positions = replay_buffer.sample(
-        particle_key, _filled(buffers, half.start_end), half.num_anchors
+        particle_key, _filled(buffers, half.start_end), num_particles
     )
     return partners.smoothed_anchors(
         noise_key, positions, endpoints.log_density(half.start), half.num_anchors
