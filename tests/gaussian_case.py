@@ -18,6 +18,9 @@ from d2ejax.endpoints import Endpoint
 from d2ejax.exploration import replay_buffer
 from d2ejax.exploration.particles import Particles
 
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiles twice as fast as `jax.jit`, which is where the time of small tests goes."""
+
 BOUND = 6.0
 SIGMA, T_MAX, NUM_STEPS = 0.9, 0.7, 5
 MOMENTS = {
@@ -96,7 +99,7 @@ def perturbed(params):
     return params | {"offset": params["offset"] + 0.3}
 
 
-@functools.partial(jax.jit, static_argnames=("num_paths", "dim", "backward"))
+@functools.partial(jit, static_argnames=("num_paths", "dim", "backward"))
 def paths(key, params, starts, num_paths, *, dim, backward):
     """Paths of the affine process from each start, `(num_starts, num_paths, K + 1, dim)`."""
     chain = process(make(dim), backward=backward)
@@ -185,16 +188,6 @@ def buffers(key, case, size=256):
 def inputs(params, opposite, particles, *, average=None, step=0):
     average = params if average is None else average
     return Inputs(params, average, opposite, particles, jnp.asarray(step, jnp.int32))
-
-
-def lenient(optimiser):
-    """An optimiser of optax, which does not hold to strict promotion itself."""
-
-    def update(*arguments, **options):
-        with jax.numpy_dtype_promotion("standard"):
-            return optimiser.update(*arguments, **options)
-
-    return optax.GradientTransformation(optimiser.init, update)
 
 
 def z_scores(samples):

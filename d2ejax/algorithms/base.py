@@ -64,7 +64,9 @@ def update_model(
         The next model, and whether the step was taken.
     """
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
-    updates, opt_state = optimiser.update(gradients, model.opt_state, model.params)
+    # optax mixes dtypes in its schedules and moments; a caller's strict setting is not for it.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimiser.update(gradients, model.opt_state, model.params)
     params = optax.apply_updates(model.params, updates)
     average = optax.incremental_update(params, model.average, 1.0 - decay)
     proposed = Model(params, average, opt_state)

@@ -81,8 +81,9 @@ def smoothed_anchors(
     """
     choice_key, noise_key = jax.random.split(key)
     num_particles, dim = positions.shape
-    # Silverman's rule, per coordinate.
-    bandwidth = jnp.std(positions, axis=0) * num_particles ** (-1.0 / (dim + 4))
+    # Silverman's rule, per coordinate; never zero, even if all particles coincide.
+    spread = jnp.maximum(jnp.std(positions, axis=0), 1e-6)
+    bandwidth = spread * num_particles ** (-1.0 / (dim + 4))
     chosen = positions[jax.random.randint(choice_key, (num_anchors,), 0, num_particles)]
     anchors = chosen + bandwidth[None] * jax.random.normal(noise_key, (num_anchors, dim))
 

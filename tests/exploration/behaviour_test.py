@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from d2ejax.exploration import behaviour
+from tests import gaussian_case
 
 NUM_STARTS, NUM_PATHS, NUM_STEPS, DIM = 6, 3, 4, 2
 DIRECTIONS = pytest.mark.parametrize("backward", [False, True])
@@ -21,7 +22,7 @@ def simulate(key, start, *, backward):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("reuse_path", "backward", "num_starts", "num_paths")
+    gaussian_case.jit, static_argnames=("reuse_path", "backward", "num_starts", "num_paths")
 )
 def mixed(
     key, ratio, *, reuse_path=True, backward=False, num_starts=NUM_STARTS, num_paths=NUM_PATHS

@@ -7,6 +7,7 @@ import pytest
 
 from d2ejax.exploration import langevin, particles
 from d2ejax.exploration.particles import Particles
+from tests import gaussian_case
 
 SIZE = 64
 
@@ -37,7 +38,9 @@ def explorer(**options):
 
 
 def run(key, which, buffer, step):
-    refresh = jax.jit(lambda step: particles.refresh(key, which, buffer, log_density, step))
+    refresh = gaussian_case.jit(
+        lambda step: particles.refresh(key, which, buffer, log_density, step)
+    )
     return refresh(jnp.asarray(step, jnp.int32))
 
 
@@ -100,7 +103,7 @@ def test_a_real_chain_brings_noise_to_the_energy(key):
 
     which = Particles(1000, refresh, 1, 0.0, restart)
     buffer = particles.init(key, which)
-    after, acceptance = jax.jit(
+    after, acceptance = gaussian_case.jit(
         lambda: particles.refresh(
             jax.random.key(4),
             which,

@@ -1,0 +1,95 @@
+"""Guarded updates, moving averages, and what is shared between devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from d2ejax.algorithms import base
+
+OPTIMISER = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(0.1))
+
+
+@jax.jit
+def update(model, gradients, loss):
+    return base.update_model(model, gradients, loss, OPTIMISER, decay=0.9)
+
+
+@functools.cache
+def make_model():
+    params = {"w": jnp.asarray([1.0, -2.0]), "b": jnp.asarray(0.5)}
+    model = base.init_model(params, OPTIMISER)
+    # A step behind it, so that no part of the optimiser's state is zero.
+    gradients = {"w": jnp.asarray([0.3, 0.1]), "b": jnp.asarray(-0.2)}
+    return update(model, gradients, jnp.asarray(1.0))[0]
+
+
+def assert_identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_step_of_gradient_descent_worked_out_by_hand():
+    model = base.init_model(jnp.asarray([1.0, 2.0]), optax.sgd(0.5))
+    np.testing.assert_array_equal(model.average, model.params)
+    descend = jax.jit(
+        lambda model, slope: base.update_model(
+            model, slope, jnp.asarray(3.0), optax.sgd(0.5), decay=0.75
+        )
+    )
+    model, finite = descend(model, jnp.asarray([2.0, -4.0]))
+    assert bool(finite)
+    np.testing.assert_allclose(model.params, [0.0, 4.0])
+    # 0.75 · (1, 2) + 0.25 · (0, 4).
+    np.testing.assert_allclose(model.average, [0.75, 2.5])
+    model, _ = descend(model, jnp.asarray([0.0, 0.0]))
+    # 0.75 · (0.75, 2.5) + 0.25 · (0, 4): the average goes on moving while params rest.
+    np.testing.assert_allclose(model.average, [0.5625, 2.875])
+
+
+def test_decay_zero_has_no_memory():
+    model = base.init_model(jnp.asarray([1.0]), optax.sgd(1.0))
+    model, _ = base.update_model(
+        model, jnp.asarray([3.0]), jnp.asarray(0.0), optax.sgd(1.0), decay=0.0
+    )
+    np.testing.assert_allclose(model.average, model.params)
+
+
+@pytest.mark.parametrize("loss", [1.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("slope", [0.1, np.nan, np.inf, 1e30])
+def test_what_is_not_finite_leaves_the_model_as_it_was(loss, slope):
+    model = make_model()
+    gradients = {"w": jnp.asarray([0.2, slope], jnp.float32), "b": jnp.asarray(0.1)}
+    after, finite = update(model, gradients, jnp.asarray(loss, jnp.float32))
+    # The norm of 1e30 overflows float32: a step that clipping would turn into 0 or NaN.
+    assert bool(finite) == (loss == 1.0 and slope == 0.1)
+    if finite:
+        for leaf, old in zip(jax.tree.leaves(after), jax.tree.leaves(model), strict=True):
+            assert not np.array_equal(leaf, old)
+    else:
+        assert_identical(after, model)
+    assert jax.tree.structure(after) == jax.tree.structure(model)
+    jax.tree.map(
+        lambda a, b: pytest.fail("dtype") if a.dtype != b.dtype else None, after, model
+    )
+
+
+def test_devices_share_means_and_nothing_else(key):
+    count = jax.local_device_count()
+    assert count == 8
+
+    def one(x):
+        own = jax.random.uniform(base.device_key(key, "devices"))
+        return own, base.device_mean({"x": x}, "devices")["x"]
+
+    draws, means = jax.pmap(one, axis_name="devices")(jnp.arange(8.0))
+    assert len(set(np.asarray(draws).tolist())) == count
+    np.testing.assert_allclose(means, np.full(8, 3.5))
+
+
+def test_without_a_mapped_axis_nothing_changes(key):
+    tree = {"x": jnp.arange(3.0)}
+    assert_identical(base.device_mean(tree, None), tree)
+    assert bool(base.device_key(key, None) == key)
