@@ -85,7 +85,7 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
         ValueError: If the batch does not divide over the devices.
     """
-    _per_device(config)
+    _check_buffer(config)
     source, target = build_endpoints(config)
     law, grid = build_reference(config), build_grid(config)
     # The bridge is one of the reference itself, not of its Euler steps.
@@ -299,6 +299,16 @@ def _optimiser(config: ConfigDict, num_steps: int) -> optax.GradientTransformati
         optax.clip_by_global_norm(given.clip_norm),
         optax.adamw(rate, b2=given.b2, weight_decay=given.weight_decay),
     )
+
+
+def _check_buffer(config: ConfigDict) -> None:
+    groups = _per_device(config) // config.ipf.paths_per_start
+    size = config.exploration.buffer_size
+    if "energy" in (config.source.access, config.target.access) and size < groups:
+        raise ValueError(
+            f"exploration.buffer_size = {size}: must be ≥ {groups}, the groups of paths that "
+            "each device adds in one gradient step"
+        )
 
 
 def _per_device(config: ConfigDict) -> int:

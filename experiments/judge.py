@@ -1,6 +1,7 @@
 """Judging a bridge: paths of the trained processes, the exact bridge, and metrics."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from d2ejax.exact.limit import k_step_limit
 from d2ejax.metrics import Estimate
 from d2ejax.typing import Array, Key
 from experiments.build import Experiment
+from experiments.errors import one_line
 
 CHUNK = 2000
 """Paths simulated at once: one compiled function serves any number of them."""
@@ -55,8 +57,13 @@ class Judge:
 
     @functools.cached_property
     def bridge(self) -> ExactBridge | None:
-        """The true bridge, None where it is not known."""
-        return exact_bridge(self.experiment)
+        """The true bridge, None where it is not known or cannot be computed."""
+        try:
+            return exact_bridge(self.experiment)
+        except (ValueError, RuntimeError) as error:
+            # A bridge too narrow for the grid, say: training is none the worse for it.
+            print(f"no exact bridge to judge by: {one_line(error)}", file=sys.stderr)
+            return None
 
     def probe(self, state: Any) -> dict[str, float]:
         """Path KL and bridge gap of a training state, from one chunk of paths."""

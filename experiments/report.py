@@ -127,7 +127,7 @@ def _draw(
         "paths": plotting.sample_paths(times, learned, exact),
         "coupling": plotting.coupling(learned[:, 0], learned[:, -1], *exact_ends),
         "drift": _drift_figure(experiment, state, bridge, forward),
-        "training": plotting.training_curves(records, optimal),
+        "training": _training_figure(records, optimal),
         "overview": plotting.overview(
             times,
             learned,
@@ -144,6 +144,14 @@ def _draw(
         if figure is not None:
             plotting.save(figure, folder / f"{name}.png")
     plotting.animation(times, learned, path=folder / "transport.gif")
+
+
+def _training_figure(records: list[dict[str, Any]], optimal: dict[str, float | None]) -> Any:
+    """None for a run without a single finite value to draw."""
+    tracked = ("loss", *optimal)
+    if all(record.get(name) is None for record in records for name in tracked):
+        return None
+    return plotting.training_curves(records, optimal)
 
 
 def _headline_numbers(fields: dict[str, Any]) -> dict[str, tuple[float | None, float | None]]:

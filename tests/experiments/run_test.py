@@ -32,7 +32,14 @@ class Experiment(NamedTuple):
     phase_of: object
 
 
-def evaluate(config, experiment, state, directory):
+class Judge(NamedTuple):
+    experiment: Experiment
+
+    def probe(self, state):
+        return {}
+
+
+def evaluate(config, judged, state, directory):
     assert state.params["w"].shape == (3,)
     (directory / workdir.PLOTS).mkdir(exist_ok=True)
     return {
@@ -42,13 +49,15 @@ def evaluate(config, experiment, state, directory):
     }
 
 
-def write_samples(config, experiment, state, num_samples, output):
+def write_samples(config, judged, state, num_samples, output):
     np.savez(output, x0=np.zeros((num_samples, 2)), b=state.params["b"])
 
 
 @pytest.fixture
 def build(monkeypatch):
     """The module `experiments.build`, with what its algorithm does wrong."""
+    # First: importing judge imports the real build, and makes it an attribute of the package.
+    monkeypatch.setattr("experiments.judge.Judge", Judge)
     plan = toy.plan(60)
     module = types.SimpleNamespace(bad={}, calls=0)
 
@@ -247,7 +256,7 @@ def test_no_configuration(capsys):
 def test_a_workdir_of_another_configuration_is_left_alone(tmp_path, call):
     call()
     before = snapshot(tmp_path / "run")
-    assert_refused(call("--config.ipf.iterations=9"), "ipf.iterations = 4 there and 9 here")
+    assert_refused(call("--config.ipf.iterations=9"), "ipf.iterations = 5 there and 9 here")
     assert_refused(call("--config.seed=2", "--mode=sample"), "seed = 0 there and 2 here")
     assert snapshot(tmp_path / "run") == before
 

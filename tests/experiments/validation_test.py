@@ -145,9 +145,9 @@ def test_each_loss_needs_what_its_ends_offer(source, target, forward, backward, 
 
 def test_auto_follows_the_pinned_end():
     config = validation.validate(changed(source__access="samples", target__access="energy"))
-    assert validation.resolve_losses(config) == ("likelihood", "log_variance")
+    assert validation.resolve_losses(config) == ("likelihood", "semi_discrete")
     config = validation.validate(changed(source__access="energy", target__access="samples"))
-    assert validation.resolve_losses(config) == ("log_variance", "likelihood")
+    assert validation.resolve_losses(config) == ("semi_discrete", "likelihood")
 
 
 def test_paths_per_start_matters_to_losses_of_groups_only():

@@ -42,7 +42,7 @@ def test_another_configuration_is_refused_naming_what_differs(directory):
         workdir.check(directory, make_config(ipf__iterations=7, target__name="cross"))
     message = str(caught.value)
     assert f"--workdir={directory}" in message
-    assert "ipf.iterations = 4 there and 7 here" in message
+    assert "ipf.iterations = 5 there and 7 here" in message
     assert "target.name = 'ring' there and 'cross' here" in message
     assert "seed" not in message
 

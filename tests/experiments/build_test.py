@@ -1,0 +1,406 @@
+"""The wiring: what is configured is what is trained, and training sees no more than it may.
+
+Most tests trace the training step without compiling it: all Python code of a step runs while it
+is traced, and the traced program is the step.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d2ejax import parallel
+from d2ejax.algorithms import ipf
+from d2ejax.endpoints import registry
+from experiments import build, validation
+from tests.experiments import small
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    # Optax multiplies floats by integers.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def on_one_device(function):
+    return jax.pmap(function, axis_name=parallel.AXIS, devices=jax.local_devices()[:1])
+
+
+def keys():
+    return jax.random.split(jax.random.key(0), 1)
+
+
+def trace(config):
+    """The programs that initialise and train, each with the constants in it."""
+    experiment = build.build(config)
+    init = on_one_device(experiment.algorithm.init)
+    state = jax.eval_shape(init, keys())
+    step = jax.make_jaxpr(on_one_device(experiment.algorithm.step))(state)
+    programs = [jax.make_jaxpr(init)(keys()), step]
+    constants = [c for program in programs for c in constants_of(program)]
+    text = "\n".join(re.sub("0x[0-9a-f]+", "", str(program)) for program in programs)
+    return text, constants, experiment.total_steps
+
+
+def constants_of(closed):
+    found = [np.asarray(c).tobytes() for c in closed.consts if not is_key(c)]
+    for equation in closed.jaxpr.eqns:
+        for value in equation.params.values():
+            for item in value if isinstance(value, (list, tuple)) else (value,):
+                found += nested(item)
+    return found
+
+
+def nested(item):
+    if isinstance(item, jax.extend.core.ClosedJaxpr):
+        return constants_of(item)
+    if isinstance(item, jax.extend.core.Jaxpr):
+        return constants_of(jax.extend.core.ClosedJaxpr(item, ()))
+    return []
+
+
+def is_key(constant):
+    return jnp.issubdtype(jnp.asarray(constant).dtype, jax.dtypes.prng_key)
+
+
+# ---- What each pair of ends is trained by
+
+
+@pytest.fixture
+def wired(monkeypatch):
+    """Builds a configuration and returns (backward half, forward half, plan)."""
+    seen = {}
+
+    def spy(backward, forward, plan, **options):
+        seen.update(halves=(backward, forward, plan))
+        return original(backward, forward, plan, **options)
+
+    original = ipf.ipf
+    monkeypatch.setattr(ipf, "ipf", spy)
+
+    def wired(changes):
+        build.build(small.shrunk("two_moons", changes))
+        return seen["halves"]
+
+    return wired
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "asked", "losses"),
+    [
+        ("samples", "samples", {}, ("likelihood", "likelihood")),
+        ("samples", "energy", {}, ("likelihood", "semi_discrete")),
+        ("energy", "samples", {}, ("semi_discrete", "likelihood")),
+        ("energy", "energy", {}, ("log_variance", "semi_discrete")),
+        ("samples", "energy", {"forward": "log_variance"}, ("likelihood", "log_variance")),
+        (
+            "samples",
+            "energy",
+            {"forward": "trajectory_balance"},
+            ("likelihood", "trajectory_balance"),
+        ),
+        ("energy", "samples", {"backward": "log_variance"}, ("log_variance", "likelihood")),
+        ("energy", "energy", {"backward": "semi_discrete"}, ("semi_discrete", "log_variance")),
+        ("energy", "energy", {"forward": "log_variance"}, ("log_variance", "log_variance")),
+        (
+            "energy",
+            "energy",
+            {"forward": "log_variance", "backward": "trajectory_balance"},
+            ("trajectory_balance", "log_variance"),
+        ),
+    ],
+)
+def test_losses_follow_the_access_unless_told(wired, source, target, asked, losses):
+    changes = {f"ipf.{direction}_loss": loss for direction, loss in asked.items()}
+    access = {"source.access": source, "target.access": target}
+    backward, forward, plan = wired(access | changes | {"ipf.iterations": 2})
+    assert (backward.loss, forward.loss) == losses
+    assert backward.trained.backward and not forward.trained.backward
+    assert forward.opposite is backward.trained and backward.opposite is forward.trained
+    assert (forward.start.name, forward.goal.name) == ("two_moons", "ring")
+    assert (backward.start.name, backward.goal.name) == ("ring", "two_moons")
+    for half in (backward, forward):
+        ends = {end.name: end for end in (half.start, half.goal)}
+        for name, access, explorer in zip(
+            ("two_moons", "ring"), (source, target), half.particles, strict=True
+        ):
+            assert (ends[name].sample is None) == (access == "energy")
+            assert (ends[name].log_density is None) == (access == "samples")
+            assert (explorer is None) == (access == "samples")
+    # A semi-discrete half-step needs no opposite process: that one is fitted once, at the end.
+    directions = [direction for direction, _, _ in plan.boundaries()]
+    expected = {
+        ("likelihood", "semi_discrete"): [ipf.FORWARD, ipf.FORWARD, ipf.BACKWARD],
+        ("log_variance", "semi_discrete"): [ipf.FORWARD, ipf.FORWARD, ipf.BACKWARD],
+        ("semi_discrete", "likelihood"): [ipf.BACKWARD, ipf.BACKWARD, ipf.FORWARD],
+        ("semi_discrete", "log_variance"): [ipf.BACKWARD, ipf.BACKWARD, ipf.FORWARD],
+    }
+    assert directions == expected.get(losses, [ipf.BACKWARD, ipf.FORWARD] * 2)
+    assert plan.total == 2 * (3 + 2)
+
+
+def test_a_batch_is_split_over_the_devices(wired):
+    backward, forward, _ = wired({"batch_size": 64})
+    assert backward.batch_size == forward.batch_size == 64 // jax.local_device_count()
+    config = small.shrunk("two_moons", {"batch_size": 36})
+    with pytest.raises(
+        ValueError, match=r"batch_size = 36: must be a multiple of 16: .* = 2 on"
+    ):
+        build.build(config)
+
+
+def test_a_process_is_judged_by_its_average():
+    experiment = build.build(small.gaussians())
+    state = jax.eval_shape(on_one_device(experiment.algorithm.init), keys())
+    tagged = tuple(
+        model._replace(average={"drift": f"average {name}"}, params={"drift": "raw"})
+        for name, model in zip(("backward", "forward"), state.models, strict=True)
+    )
+    state = state._replace(models=tagged)
+    assert experiment.forward_params(state) == "average forward"
+    assert experiment.backward_params(state) == "average backward"
+
+
+# ---- Training sees no more than it may
+
+
+@pytest.fixture
+def forbidden(monkeypatch):
+    """Endpoints whose samples, or log-density, raise when used."""
+
+    def refuse(*_):
+        raise AssertionError("training used what the configuration denies it")
+
+    def forbid(name, field):
+        maker = registry.ENDPOINTS[name]
+
+        @functools.wraps(maker)
+        def guarded(**options):
+            return maker(**options)._replace(**{field: refuse})
+
+        monkeypatch.setitem(registry.ENDPOINTS, name, guarded)
+
+    return forbid
+
+
+def trace_both_half_steps(config):
+    experiment = build.build(config)
+    state = jax.eval_shape(on_one_device(experiment.algorithm.init), keys())
+    jax.eval_shape(on_one_device(experiment.algorithm.step), state)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ipf.forward_loss": "log_variance"},
+        {"ipf.forward_loss": "trajectory_balance"},
+        {"ipf.backward_loss": "semi_discrete"},
+    ],
+)
+def test_energy_to_energy_never_asks_for_samples(forbidden, changes):
+    forbidden("cross", "sample")
+    forbidden("ring", "sample")
+    trace_both_half_steps(small.shrunk("cross_to_ring", changes))
+
+
+@pytest.mark.parametrize("loss", ["auto", "log_variance", "trajectory_balance"])
+def test_data_to_energy_sees_no_sample_of_the_target_and_no_energy_of_the_source(
+    forbidden, loss
+):
+    forbidden("ring", "sample")
+    forbidden("two_moons", "log_density")
+    trace_both_half_steps(small.shrunk("two_moons", {"ipf.forward_loss": loss}))
+
+
+@pytest.mark.parametrize("reanchor", [True, False])
+def test_data_to_data_sees_no_energy(forbidden, reanchor):
+    forbidden("gaussian", "log_density")
+    forbidden("ring", "log_density")
+    trace_both_half_steps(small.shrunk("gaussian_to_ring_d2d", {"ipf.reanchor": reanchor}))
+
+
+def test_the_proof_would_notice(forbidden):
+    forbidden("ring", "sample")
+    with pytest.raises(AssertionError, match="denies"):
+        trace_both_half_steps(small.shrunk("gaussian_to_ring_d2d"))
+
+
+@pytest.mark.slow
+def test_energy_to_energy_trains_without_samples(forbidden):
+    forbidden("cross", "sample")
+    forbidden("ring", "sample")
+    # Both gradients pass through the energies; a first refresh of both ends is in.
+    changes = {"ipf.num_anchors": 64, "exploration.buffer_size": 64}
+    config = small.shrunk("cross_to_ring", {"optimiser.schedule": "constant"} | changes)
+    experiment = build.build(config)
+    trainer = parallel.data_parallel(experiment.algorithm, devices=jax.local_devices()[:1])
+    before = trainer.init(jax.random.key(0))
+    first = jax.tree.map(np.asarray, before.models)
+    buffers = jax.tree.map(np.asarray, before.buffers)
+    after, metrics = trainer.run(before, experiment.total_steps)
+    assert int(after.skipped[0]) == 0
+    assert np.isfinite(metrics["loss"])
+    for old, new in zip(first, after.models, strict=True):
+        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), old.params, new.params)
+        assert any(jax.tree.leaves(moved))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new.params))
+    for old, new in zip(buffers, after.buffers, strict=True):
+        assert not np.array_equal(old.positions, new.positions)
+
+
+# ---- Every key reaches the training step
+
+DATA = {
+    "reference.sigma": 1.0,
+    "grid.num_steps": 3,
+    "grid.t_max": 0.3,
+    "grid.spacing": "uniform",
+    "grid.power": 3.0,
+    "learn_variance": False,
+    "variance.family": "bounded",
+    "variance.bound": 5.0,
+    "network.width": 5,
+    "network.depth": 2,
+    "network.num_frequencies": 2,
+    "network.layer_norm": False,
+    "network.drift_scale": 2.0,
+    "batch_size": 64,
+    "ipf.iterations": 2,
+    "ipf.forward_steps": 4,
+    "ipf.backward_steps": 3,
+    "ipf.reanchor": False,
+    "ipf.use_ema_opposite": False,
+    "optimiser.learning_rate": 3e-3,
+    "optimiser.schedule": "constant",
+    "optimiser.warmup_steps": 1,
+    "optimiser.b2": 0.99,
+    "optimiser.weight_decay": 0.1,
+    "optimiser.clip_norm": 2.0,
+    "optimiser.ema_decay": 0.9,
+    "source.options": {"dim": 1, "std": 2.0},
+    "target.options": {"dim": 1, "std": 2.0},
+}
+"""Keys that matter between two sampled ends, each with another value than the default."""
+
+ENERGY = {
+    "source.access": "energy",
+    "target.access": "samples",
+    "source.name": "gaussian_mixture",
+    "target.name": "gaussian_mixture",
+    "ipf.forward_loss": "trajectory_balance",
+    "ipf.paths_per_start": 4,
+    "network.energy_feature": False,
+    "network.score_clip": 50.0,
+    "exploration.off_policy_ratio": 0.4,
+    "exploration.off_policy_ratio_end": 0.4,
+    "exploration.reuse_path": False,
+    "exploration.buffer_size": 9,
+    "exploration.refresh_method": "hmc",
+    "exploration.refresh_every": 3,
+    "exploration.refresh_steps": 2,
+    "exploration.refresh_step_size": 0.003,
+    "exploration.restart_fraction": 0.1,
+    "exploration.restart_std": 2.0,
+    "exploration.inverse_temperature_start": 0.5,
+}
+"""Keys that matter where an end is an energy."""
+
+ELSEWHERE = {
+    "seed",  # the loop draws the first key from it
+    "method",  # has one value
+    "parallel.backend",  # the trainer takes it
+    "loop.steps_per_dispatch",
+    "loop.checkpoint_every",
+    "loop.keep",
+    "loop.max_consecutive_skipped",
+    "evaluate.num_samples",
+    "evaluate.num_paths",
+}
+
+UNDER = {
+    "reference.rate": ({"reference.name": "ornstein_uhlenbeck"}, 2.0),
+    "reference.sigma_min": ({"reference.name": "variance_exploding"}, 0.02),
+    "reference.sigma_max": ({"reference.name": "variance_exploding"}, 4.0),
+    "reference.beta_min": ({"reference.name": "variance_preserving"}, 0.2),
+    "reference.beta_max": ({"reference.name": "variance_preserving"}, 10.0),
+    "reference.name": ({}, "ornstein_uhlenbeck"),
+    # Both are the same for Brownian motion.
+    "reference.discretisation": ({"reference.name": "ornstein_uhlenbeck"}, "exact"),
+    "ipf.num_anchors": ({"target.access": "energy", "ipf.forward_loss": "semi_discrete"}, 8),
+    "ipf.backward_loss": (
+        {"source.access": "energy", "ipf.backward_loss": "log_variance"},
+        "trajectory_balance",
+    ),
+    "exploration.anneal_fraction": (
+        {
+            "target.access": "energy",
+            "ipf.forward_loss": "log_variance",
+            "exploration.inverse_temperature_start": 0.5,
+        },
+        1.0,
+    ),
+}
+"""Keys that matter under other settings: those settings, and another value."""
+
+
+def data_ends(changes):
+    return trace(small.gaussians(changes, access=("samples", "samples")))
+
+
+def energy_end(changes):
+    cheap = {"ipf.forward_loss": "log_variance", "exploration.refresh_method": "ula"}
+    return trace(small.gaussians(cheap | changes))
+
+
+@pytest.fixture(scope="module")
+def data_trace():
+    return data_ends({})
+
+
+@pytest.fixture(scope="module")
+def energy_trace():
+    return energy_end({})
+
+
+def test_every_key_is_in_one_of_the_lists():
+    listed = [*DATA, *ENERGY, *ELSEWHERE, *UNDER]
+    assert sorted(listed) == sorted(validation.FIELDS)
+
+
+@pytest.mark.parametrize("key", DATA)
+def test_a_key_changes_what_is_trained(data_trace, key):
+    assert data_ends({key: DATA[key]}) != data_trace
+
+
+@pytest.mark.parametrize("key", [k for k in ENERGY if not k.startswith(("source", "target"))])
+def test_a_key_of_energies_changes_what_is_trained(energy_trace, key):
+    assert energy_end({key: ENERGY[key]}) != energy_trace
+
+
+@pytest.mark.parametrize("key", UNDER)
+def test_a_key_changes_what_is_trained_where_it_applies(key):
+    settings, value = UNDER[key]
+    access = ("samples", "samples")
+    one, two = (
+        trace(small.gaussians(c, access=access)) for c in (settings, settings | {key: value})
+    )
+    assert one != two
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 5, "loop.steps_per_dispatch": 3, "loop.keep": 7, "evaluate.num_paths": 99},
+        {"reference.rate": 3.0, "reference.beta_max": 5.0, "reference.sigma_max": 9.0},
+        {"exploration.buffer_size": 99, "exploration.refresh_every": 7},
+        {"ipf.num_anchors": 9, "ipf.paths_per_start": 4, "network.score_clip": 3.0},
+    ],
+)
+def test_what_does_not_apply_changes_nothing(data_trace, changes):
+    # Else the tests above would pass for any key.
+    assert data_ends(changes) == data_trace

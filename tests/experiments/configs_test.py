@@ -1,0 +1,85 @@
+"""Every configuration that is shipped can be run, and means what its name says."""
+
+import pytest
+
+from experiments import build, validation
+from tests.experiments import small
+from tests.experiments.conftest import ROOT
+
+NAMES = sorted(
+    path.stem
+    for path in (ROOT / "experiments" / "configs").glob("*.py")
+    if path.stem != "__init__"
+)
+CONTRACT = (
+    "seed",
+    "method",
+    "source.name",
+    "source.access",
+    "target.name",
+    "target.access",
+    "reference.name",
+    "reference.sigma",
+    "grid.num_steps",
+    "grid.t_max",
+    "learn_variance",
+    "batch_size",
+    "ipf.iterations",
+    "ipf.forward_steps",
+    "ipf.backward_steps",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
+    config = validation.validate(small.load(name))
+    for key in CONTRACT:
+        validation.get(config, key)
+    experiment = build.build(config)
+    phases, step = [], 0
+    while step < experiment.total_steps:
+        label, step = experiment.phase_of(step)
+        phases.append(label)
+    assert step == experiment.total_steps
+    assert len(set(phases)) == len(phases)
+    directions = {label.split()[0] for label in phases}
+    assert directions == {"backward", "forward"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "target"),
+    [
+        ("two_moons", ("two_moons", "samples"), ("ring", "energy")),
+        ("gaussian_to_ring", ("gaussian", "samples"), ("ring", "energy")),
+        ("gaussian_to_ring_d2d", ("gaussian", "samples"), ("ring", "samples")),
+        ("moons_to_ring_d2d", ("two_moons", "samples"), ("ring", "samples")),
+        ("cross_to_ring", ("cross", "energy"), ("ring", "energy")),
+        ("gaussian_to_gaussian", ("gaussian", "samples"), ("gaussian", "energy")),
+        ("smoke", ("two_moons", "samples"), ("ring", "energy")),
+        ("paper_gaussian_to_ring", ("gaussian", "samples"), ("ring", "energy")),
+    ],
+)
+def test_ends_and_access(name, source, target):
+    config = small.load(name)
+    assert (config.source.name, config.source.access) == source
+    assert (config.target.name, config.target.access) == target
+
+
+def test_the_paper_has_its_own_settings_and_not_the_defaults():
+    config = validation.validate(small.load("paper_gaussian_to_ring"))
+    assert validation.resolve_losses(config) == ("likelihood", "log_variance")
+    assert (config.grid.spacing, config.ipf.paths_per_start) == ("uniform", 2)
+    assert not (config.ipf.reanchor or config.exploration.reuse_path)
+    assert not (config.ipf.use_ema_opposite or config.network.energy_feature)
+    # Its parameters are judged as they are: a moving average of decay 0 is no average.
+    assert config.optimiser.ema_decay == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_changing_one_configuration_does_not_change_the_next(name):
+    config = small.load(name)
+    config.ipf.iterations = 77
+    config.target.options.radius = 3.0
+    again = small.load(name)
+    assert again.ipf.iterations != 77
+    assert "radius" not in again.target.options

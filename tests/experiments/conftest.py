@@ -1,0 +1,65 @@
+"""One uninterrupted run of the smoke configuration, shared by the tests that need one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "experiments/configs/smoke.py"
+# Without influence on the parameters, see experiments.workdir: many records and checkpoints, so
+# that there are moments to kill the run at.
+LOOP = ("--config.loop.steps_per_dispatch=2", "--config.loop.checkpoint_every=4")
+
+
+class Command(NamedTuple):
+    """The command of the README, as a user types it: in a process of its own, one device.
+
+    Attributes:
+        environment: Of the process; its compilation cache is shared by the session.
+    """
+
+    environment: dict[str, str]
+
+    def start(self, directory, *args, config=CONFIG):
+        command = [sys.executable, "-m", "experiments.run", f"--config={config}"]
+        return subprocess.Popen(
+            [*command, f"--workdir={directory}", *args],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, directory, *args, config=CONFIG):
+        process = self.start(directory, *args, config=config)
+        out, err = process.communicate(timeout=500)
+        return process.returncode, out, err
+
+
+class Finished(NamedTuple):
+    """A finished run, to be read only: its workdir and what its process said."""
+
+    directory: Path
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    # Every process compiles the same programs.
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return Command(environment)
+
+
+@pytest.fixture(scope="session")
+def finished(command, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("smoke") / "run"
+    return Finished(directory, *command(directory, *LOOP))
