@@ -14,6 +14,8 @@ from d2ejax import rollouts as rollouts
 from d2ejax import time_grids as time_grids
 from d2ejax.algorithms.base import Algorithm as Algorithm
 from d2ejax.algorithms.half_steps import HalfStep as HalfStep
+from d2ejax.algorithms.half_steps import losses_by_access as losses_by_access
+from d2ejax.algorithms.ipf import Schedule as Schedule
 from d2ejax.algorithms.ipf import ipf as ipf
 from d2ejax.algorithms.ipf import schedule as schedule
 from d2ejax.endpoints.base import Endpoint as Endpoint

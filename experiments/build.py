@@ -83,9 +83,9 @@ def build(config: ConfigDict) -> Experiment:
         The experiment.
 
     Raises:
-        ValueError: If the batch does not divide over the devices.
+        ValueError: If the batch does not divide over the devices or the buffer is too small.
     """
-    _check_buffer(config)
+    _check_batches(config)
     source, target = build_endpoints(config)
     law, grid = build_reference(config), build_grid(config)
     # The bridge is one of the reference itself, not of its Euler steps.
@@ -192,7 +192,7 @@ def _algorithm(
         depth=config.network.depth,
         layer_norm=config.network.layer_norm,
     )
-    half_step = functools.partial(_half_step, config, room, plan.total, potential)
+    half_step = functools.partial(_half_step, config, room, potential)
     sides, halves = (
         (backward, forward),
         (
@@ -230,7 +230,6 @@ def _algorithm(
 def _half_step(
     config: ConfigDict,
     room: Room,
-    total_steps: int,
     potential: Callable[[Params, Array], Array],
     loss: half_steps.Loss,
     trained: Process,
@@ -238,7 +237,11 @@ def _half_step(
 ) -> half_steps.HalfStep:
     source, target = room.ends
     exploring, settings = config.exploration, config.ipf
-    anneal_steps = max(1, round(exploring.anneal_fraction * total_steps))
+    own_steps = settings.backward_steps if trained.backward else settings.forward_steps
+    anneal_steps = max(1, round(exploring.anneal_fraction * own_steps * settings.iterations))
+    batch_size = config.batch_size
+    if loss == "likelihood" and settings.likelihood_batch_size:
+        batch_size = settings.likelihood_batch_size
     return half_steps.HalfStep(
         loss=loss,
         trained=trained,
@@ -250,7 +253,7 @@ def _half_step(
         goal=source if trained.backward else target,
         potential=potential,
         particles=(_particles(config, source), _particles(config, target)),
-        batch_size=_per_device(config),
+        batch_size=batch_size // parallel.num_devices(),
         num_paths=settings.paths_per_start,
         num_anchors=settings.num_anchors,
         reanchor=settings.reanchor,
@@ -261,6 +264,7 @@ def _half_step(
         inverse_temperature=optax.linear_schedule(
             exploring.inverse_temperature_start, 1.0, anneal_steps
         ),
+        add_ends=exploring.add_ends,
     )
 
 
@@ -301,25 +305,26 @@ def _optimiser(config: ConfigDict, num_steps: int) -> optax.GradientTransformati
     )
 
 
-def _check_buffer(config: ConfigDict) -> None:
-    groups = _per_device(config) // config.ipf.paths_per_start
-    size = config.exploration.buffer_size
-    if "energy" in (config.source.access, config.target.access) and size < groups:
+def _check_batches(config: ConfigDict) -> None:
+    """Raises ValueError where the batch cannot be shared out over the devices."""
+    devices, settings = parallel.num_devices(), config.ipf
+    has_energy = "energy" in (config.source.access, config.target.access)
+    paths = settings.paths_per_start if has_energy else 1
+    for name, size, whole in (
+        ("batch_size", config.batch_size, devices * paths),
+        ("ipf.likelihood_batch_size", settings.likelihood_batch_size, devices),
+    ):
+        if size % whole:
+            raise ValueError(
+                f"{name} = {size}: must be a multiple of {whole}: groups of {whole // devices} "
+                f"on each of {devices} devices"
+            )
+    groups, size = config.batch_size // (devices * paths), config.exploration.buffer_size
+    if has_energy and size < groups:
         raise ValueError(
             f"exploration.buffer_size = {size}: must be ≥ {groups}, the groups of paths that "
             "each device adds in one gradient step"
         )
-
-
-def _per_device(config: ConfigDict) -> int:
-    """Paths that each device scores in one gradient step."""
-    devices, paths = parallel.num_devices(), config.ipf.paths_per_start
-    if config.batch_size % (devices * paths):
-        raise ValueError(
-            f"batch_size = {config.batch_size}: must be a multiple of {devices * paths}: "
-            f"ipf.paths_per_start = {paths} on each of {devices} devices"
-        )
-    return config.batch_size // devices
 
 
 def _phases(plan: ipf.Schedule) -> Callable[[int], tuple[str, int]]:

@@ -12,6 +12,7 @@ from d2ejax import plotting
 from d2ejax.algorithms import ipf
 from d2ejax.exact.base import ExactBridge, HostArray
 from d2ejax.metrics import Estimate
+from d2ejax.typing import Key
 from experiments import judge, workdir
 from experiments.build import Experiment
 from experiments.judge import Judge, Paths
@@ -34,7 +35,7 @@ def evaluate(
     Returns:
         Fields of the summary; an estimate's standard error stands beside it.
     """
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 3)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 5)
     experiment, bridge, settings = judged.experiment, judged.bridge, config.evaluate
     forward = judged.forward(state, keys[0], max(settings.num_paths, settings.num_samples))
     backward = judged.backward(state, keys[1], settings.num_paths)
@@ -48,10 +49,12 @@ def evaluate(
         found["path_kl_optimal"] = bridge.path_kl
         found["transport_cost_optimal"] = bridge.transport_cost
         found["bridge_gap_limit"] = judge.limit(
-            experiment, bridge, config.learn_variance, config.seed, settings.num_paths
+            experiment, bridge, config.learn_variance, keys[3], settings.num_paths
         )
     fields = _flat(found)
-    _draw(config, experiment, state, bridge, forward, fields, directory)
+    fields["skipped_steps"] = int(state.skipped)
+    fields["effective_anchors"] = _last(directory, int(state.step), "anchors")
+    _draw(config, experiment, state, keys[4], bridge, forward, fields, directory)
     return fields
 
 
@@ -103,6 +106,7 @@ def _draw(
     config: ConfigDict,
     experiment: Experiment,
     state: ipf.State,
+    key: Key,
     bridge: ExactBridge | None,
     forward: Paths,
     fields: dict[str, Any],
@@ -111,7 +115,7 @@ def _draw(
     times, learned = np.asarray(experiment.grid.times, np.float64), forward.paths[:_PLOTTED]
     exact = None
     if bridge is not None:
-        exact = judge.exact_paths(experiment, bridge, config.seed, _PLOTTED)
+        exact = judge.exact_paths(experiment, bridge, key, _PLOTTED)
     exact_ends = (None, None) if exact is None else (exact[:, 0], exact[:, -1])
     optimal = {
         "path_kl": fields.get("path_kl_optimal"),
@@ -119,7 +123,7 @@ def _draw(
     }
     records = [
         {**record, "gradient_steps": record["step"], "phase": record["phase"].split()[0]}
-        for record in workdir.read_records(directory)
+        for record in workdir.read_records(directory, int(state.step))
     ]
     names = (config.source.name, config.target.name)
     figures = {
@@ -146,6 +150,12 @@ def _draw(
     plotting.animation(times, learned, path=folder / "transport.gif")
 
 
+def _last(directory: Path, step: int, name: str) -> float | None:
+    """The newest recorded value of a metric, None if it has none."""
+    values = [record.get(name) for record in workdir.read_records(directory, step)]
+    return next((value for value in reversed(values) if value is not None), None)
+
+
 def _training_figure(records: list[dict[str, Any]], optimal: dict[str, float | None]) -> Any:
     """None for a run without a single finite value to draw."""
     tracked = ("loss", *optimal)
@@ -156,12 +166,12 @@ def _training_figure(records: list[dict[str, Any]], optimal: dict[str, float | N
 
 def _headline_numbers(fields: dict[str, Any]) -> dict[str, tuple[float | None, float | None]]:
     pairs = {
-        "bridge gap": ("bridge_gap", "bridge_gap_limit"),
         "path KL": ("path_kl", "path_kl_optimal"),
         "W2²": ("w2_squared", "w2_squared_floor"),
         "transport cost": ("transport_cost", "transport_cost_optimal"),
     }
-    return {label: (fields.get(a), fields.get(b)) for label, (a, b) in pairs.items()}
+    gap = {"bridge gap [nats]": (fields.get("bridge_gap"), 0.0)}
+    return gap | {label: (fields.get(a), fields.get(b)) for label, (a, b) in pairs.items()}
 
 
 def _drift_figure(

@@ -27,6 +27,9 @@ KEYS = (
 )
 """Every summary has these; null where a quantity is not defined."""
 
+_FEW_ANCHORS = 16
+"""Below this many the minibatch estimate of a potential is mostly noise."""
+
 _IDEALS: dict[str, str | float] = {
     "bridge_gap": 0.0,
     "path_kl": "path_kl_optimal",
@@ -70,6 +73,12 @@ def table(summary: Mapping[str, Any]) -> str:
     if summary.get("bridge_gap_limit") is not None:
         limit = _show(summary["bridge_gap_limit"])
         lines.append(f"kernels matched to the exact bridge on this grid: bridge_gap {limit}")
+    anchors = summary.get("effective_anchors")
+    if anchors is not None and anchors < _FEW_ANCHORS:
+        lines.append(
+            f"only {anchors:.1f} effective anchors behind the semi-discrete potential: raise "
+            "ipf.num_anchors, or learn the opposite process with loss 'log_variance'"
+        )
     rate = summary.get("steps_per_second")
     lines.append(
         f"{summary['gradient_steps']} gradient steps in {summary['wall_seconds']:.1f} s "

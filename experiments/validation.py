@@ -41,13 +41,19 @@ class Rule(NamedTuple):
     convert: Callable[[Any], Any]
 
 
-def integer(minimum: int) -> Rule:
-    """An integer no smaller than `minimum`."""
+def integer(minimum: int, maximum: int | None = None) -> Rule:
+    """An integer between the bounds given."""
 
     def holds(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+        return (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and value >= minimum
+            and (maximum is None or value <= maximum)
+        )
 
-    return Rule(f"an integer ≥ {minimum}", holds, int)
+    limit = "" if maximum is None else f" and ≤ {maximum}"
+    return Rule(f"an integer ≥ {minimum}{limit}", holds, int)
 
 
 def number(
@@ -101,7 +107,7 @@ def mapping() -> Rule:
 
 
 FIELDS: dict[str, Rule] = {
-    "seed": integer(0),
+    "seed": integer(0, 2**32 - 1),
     "method": choice("ipf"),
     "source.name": text(),
     "source.access": choice("samples", "energy"),
@@ -142,6 +148,7 @@ FIELDS: dict[str, Rule] = {
     "ipf.reanchor": boolean(),
     "ipf.paths_per_start": integer(1),
     "ipf.num_anchors": integer(1),
+    "ipf.likelihood_batch_size": integer(0),
     "ipf.use_ema_opposite": boolean(),
     "optimiser.learning_rate": number(above=0),
     "optimiser.schedule": choice("constant", "cosine"),
@@ -154,6 +161,7 @@ FIELDS: dict[str, Rule] = {
     "exploration.off_policy_ratio_end": number(at_least=0, at_most=1),
     "exploration.reuse_path": boolean(),
     "exploration.buffer_size": integer(1),
+    "exploration.add_ends": boolean(),
     "exploration.refresh_method": choice("none", "ula", "averaged_ula", "mala", "hmc"),
     "exploration.refresh_every": integer(1),
     "exploration.refresh_steps": integer(1),
@@ -187,20 +195,17 @@ class Relation(NamedTuple):
 
 
 def resolve_losses(config: ConfigDict) -> tuple["Loss", "Loss"]:
-    """The losses of the backward and of the forward half-step, "auto" resolved.
+    """The losses of the backward and of the forward half-step, "auto" resolved."""
+    from d2ejax.algorithms.half_steps import losses_by_access
 
-    Samples of the pinned end call for a likelihood. An energy calls for the semi-discrete
-    half-step, which one of the two may be: the forward one, where both ends are energies.
-    """
-    backward, forward = config.ipf.backward_loss, config.ipf.forward_loss
-    source, target = config.source.access, config.target.access
-    if forward == "auto":
-        energy_loss = "log_variance" if backward == "semi_discrete" else "semi_discrete"
-        forward = "likelihood" if target == "samples" else energy_loss
-    if backward == "auto":
-        energy_loss = "semi_discrete" if target == "samples" else "log_variance"
-        backward = "likelihood" if source == "samples" else energy_loss
-    return backward, forward
+    backward, forward = losses_by_access(config.source.access, config.target.access)
+    given_backward, given_forward = config.ipf.backward_loss, config.ipf.forward_loss
+    if given_backward == forward == "semi_discrete":
+        forward = "log_variance"  # One of the two may be semi-discrete, and it is given.
+    return (
+        backward if given_backward == "auto" else given_backward,
+        forward if given_forward == "auto" else given_forward,
+    )
 
 
 def _has_loss(config: ConfigDict, *losses: str) -> bool:
@@ -242,7 +247,19 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(
         "ipf.paths_per_start",
         lambda c: c.ipf.paths_per_start >= 2 or not _has_loss(c, *_VARIANCE_LOSSES),
-        lambda c: "an integer ≥ 2 with the log_variance loss, a variance over those paths",
+        lambda c: (
+            "an integer ≥ 2 with the losses log_variance and semi_discrete, a variance over "
+            "those paths"
+        ),
+    ),
+    Relation(
+        "exploration.reuse_path",
+        lambda c: (
+            not c.exploration.reuse_path
+            or c.ipf.paths_per_start >= 2
+            or not _has_loss(c, *_ENERGY_LOSSES)
+        ),
+        lambda c: "false with ipf.paths_per_start = 1: the reused path would be the only one",
     ),
     Relation(
         "batch_size",

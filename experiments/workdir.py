@@ -124,10 +124,9 @@ def append_metrics(workdir: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(_finite(record)) + "\n")
 
 
-def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl in order; what was not finite is None."""
-    path = workdir / METRICS
-    return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+def read_records(workdir: Path, step: int) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl up to `step`, in order; what was not finite is None."""
+    return [record for _, record in _records(workdir, step)]
 
 
 def trim_metrics(workdir: Path, step: int) -> None:
@@ -136,20 +135,22 @@ def trim_metrics(workdir: Path, step: int) -> None:
     A last line cut short by the kill is past it too.
     """
     path = workdir / METRICS
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = []
-    for line in lines:
+    kept = "".join(line for line, _ in _records(workdir, step))
+    if path.exists() and path.read_text() != kept:
+        _replace(path, kept)
+
+
+def _records(workdir: Path, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The whole lines of metrics.jsonl up to `step`, each with its record."""
+    path = workdir / METRICS
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
         try:
             record = json.loads(line)
         except ValueError:
-            break
+            return
         if not line.endswith("\n") or record["step"] > step:
-            break
-        kept.append(line)
-    if len(kept) < len(lines):
-        _replace(path, "".join(kept))
+            return
+        yield line, record
 
 
 def _replace(path: Path, text: str) -> None:

@@ -42,8 +42,31 @@ WITH_POTENTIAL: tuple[Loss, ...] = ("trajectory_balance", "semi_discrete")
 """Losses that train the start's potential beside the drift."""
 
 
+METRICS = ("anchors", "acceptance_source", "acceptance_target")
+"""What a half-step measures, NaN where it does not apply: the mean effective number of anchors
+at the paths' ends, and the acceptance rate of each end's refresh."""
+
+
+def losses_by_access(source: str, target: str) -> tuple[Loss, Loss]:
+    """The losses that the two ends call for, of the backward and of the forward half-step.
+
+    Samples of the pinned end call for a likelihood. An energy calls for the semi-discrete
+    half-step, which one of the two may be: the forward one, where both ends are energies.
+
+    Args:
+        source: What training sees of the source, "samples" or "energy".
+        target: The same of the target.
+
+    Returns:
+        The loss of the backward half-step and that of the forward one.
+    """
+    if target == "energy":
+        return ("likelihood" if source == "samples" else "log_variance"), "semi_discrete"
+    return ("likelihood" if source == "samples" else "semi_discrete"), "likelihood"
+
+
 class HalfStep(NamedTuple):
-    """Everything fixed about one half-step. Schedules map the gradient step to a scalar.
+    """Everything fixed about one half-step. Schedules map its own gradient steps to a scalar.
 
     Attributes:
         loss: Which loss it trains by.
@@ -64,6 +87,7 @@ class HalfStep(NamedTuple):
         off_policy_ratio: Schedule of the share of groups that start off-policy, in [0, 1].
         reuse_path: Whether the path that found an off-policy start joins its group.
         inverse_temperature: Schedule of the factor of the goal's energy.
+        add_ends: Whether the ends of trained paths join the goal's particles.
     """
 
     loss: Loss
@@ -76,13 +100,14 @@ class HalfStep(NamedTuple):
     goal: Endpoint
     potential: Callable[[Params, Array], Array]
     particles: tuple[Particles | None, Particles | None]
-    batch_size: int
-    num_paths: int
-    num_anchors: int
-    reanchor: bool
-    off_policy_ratio: optax.Schedule
-    reuse_path: bool
-    inverse_temperature: optax.Schedule
+    batch_size: int = 256
+    num_paths: int = 8
+    num_anchors: int = 1024
+    reanchor: bool = True
+    off_policy_ratio: optax.Schedule = optax.constant_schedule(0.5)
+    reuse_path: bool = True
+    inverse_temperature: optax.Schedule = optax.constant_schedule(1.0)
+    add_ends: bool = True
 
     @property
     def goal_end(self) -> int:
@@ -107,7 +132,7 @@ class Inputs(NamedTuple):
         average: Their moving average.
         opposite: Parameters of the opposite process.
         buffers: The particles.
-        step: The number of gradient steps so far.
+        step: The number of gradient steps that this half-step has had so far.
     """
 
     params: Params
@@ -150,8 +175,7 @@ def _likelihood_objective(half: HalfStep, key: Key, inputs: Inputs) -> Objective
         log_densities = jax.vmap(rollouts.step_log_densities, (None, None, 0))(
             half.trained, params["drift"], paths
         )
-        nan = jnp.full((), jnp.nan)
-        metrics = {"anchors": nan, "acceptance": nan}
+        metrics = {name: jnp.full((), jnp.nan) for name in METRICS}
         return losses.trajectory_likelihood_loss(log_densities), metrics
 
     return loss
@@ -173,10 +197,13 @@ def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Object
         backward=half.trained.backward,
     )
     starts, ends = paths[:, 0, half.start_end], paths[:, -1, half.goal_end]
-    goal_buffer = replay_buffer.add(_filled(buffers, half.goal_end), ends)
-    buffers = _replace(buffers, half.goal_end, goal_buffer)
     inverse_temperature = half.inverse_temperature(inputs.step)
     log_goal = endpoints.log_density(half.goal)
+    if half.add_ends:
+        # An end without a finite energy would come back as a goal and spoil that step too.
+        priorities = jnp.where(jnp.isfinite(jax.vmap(log_goal)(ends)), 0.0, -jnp.inf)
+        goal_buffer = replay_buffer.add(_filled(buffers, half.goal_end), ends, priorities)
+        buffers = _replace(buffers, half.goal_end, goal_buffer)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
         def log_ratio(path: Array) -> Array:
@@ -189,8 +216,9 @@ def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Object
 
         log_ratios = jax.vmap(jax.vmap(log_ratio))(paths)
         anchors = jnp.mean(jax.vmap(partner.effective_anchors)(ends))
-        metrics = {"anchors": anchors, "acceptance": acceptance}
-        return _balance_loss(half, params, starts, log_ratios), metrics
+        return _balance_loss(half, params, starts, log_ratios), {
+            "anchors": anchors
+        } | acceptance
 
     return loss, buffers
 
@@ -254,13 +282,14 @@ def _filled(buffers: Buffers, end: int) -> ReplayBuffer:
     return buffer
 
 
-def _refresh(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Buffers, Array]:
-    """Refreshes the goal's particles, and the start's where paths start from them."""
-    buffers, acceptance = inputs.buffers, jnp.full((), jnp.nan)
+def _refresh(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Buffers, dict[str, Array]]:
+    """Refreshes the particles of both ends, and says how many moves were accepted."""
+    buffers = inputs.buffers
+    acceptance = {name: jnp.full((), jnp.nan) for name in METRICS[1:]}
     for end, endpoint in ((half.start_end, half.start), (half.goal_end, half.goal)):
         explorer, buffer = half.particles[end], buffers[end]
         if explorer is not None and buffer is not None and endpoint.log_density is not None:
-            buffer, acceptance = particles.refresh(
+            buffer, acceptance[METRICS[1:][end]] = particles.refresh(
                 jax.random.fold_in(key, end % 2),
                 explorer,
                 buffer,

@@ -6,8 +6,8 @@ picks its loss by what its end offers, so that data-to-data, data-to-energy, ene
 energy-to-energy are one algorithm.
 """
 
-import functools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,7 +38,9 @@ class State(NamedTuple):
         models: The backward and the forward model; the parameters of each are a dict with the
             process's "drift" and the "potential" of the end that it starts from.
         buffers: Particles of the source and of the target; None for an end that is sampled.
-        step: Gradient steps so far.
+        step: Gradient steps so far, those left out included.
+        own_steps: How many of them trained each direction, shape `(2,)`; schedules and
+            refreshes run on these.
         skipped: Steps left out because their loss or gradient was not finite.
         consecutive_skipped: The length of the current run of such steps.
         key: A typed key; differs between devices.
@@ -47,6 +49,7 @@ class State(NamedTuple):
     models: tuple[Model, Model]
     buffers: Buffers
     step: Array
+    own_steps: Array
     skipped: Array
     consecutive_skipped: Array
     key: Key
@@ -148,7 +151,7 @@ def ipf(
         The algorithm; its state is a `State`.
     """
     branches = [
-        functools.partial(
+        partial(
             _train,
             direction,
             half,
@@ -172,10 +175,11 @@ def ipf(
         return State(
             (backward_model, forward_model),
             _init_buffers(buffer_keys, forward),
-            zero,
-            zero,
-            zero,
-            own_key,
+            step=zero,
+            own_steps=jnp.zeros((2,), jnp.int32),
+            skipped=zero,
+            consecutive_skipped=zero,
+            key=own_key,
         )
 
     def step(state: State) -> tuple[State, dict[str, Array]]:
@@ -202,7 +206,7 @@ def _train(
         model.average,
         opposite.average if use_ema_opposite else opposite.params,
         state.buffers,
-        state.step,
+        state.own_steps[direction],
     )
     loss_fn, buffers = half_steps.objective(half, step_key, inputs)
     (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
@@ -212,8 +216,10 @@ def _train(
     pair = (model, opposite) if direction == BACKWARD else (opposite, model)
     state = State(
         models=pair,
-        buffers=buffers,
+        # Particles of a step that was left out may be what broke it.
+        buffers=jax.tree.map(partial(jnp.where, finite), buffers, state.buffers),
         step=state.step + 1,
+        own_steps=state.own_steps.at[direction].add(1),
         skipped=state.skipped + skipped,
         consecutive_skipped=(state.consecutive_skipped + skipped) * skipped,
         key=key,

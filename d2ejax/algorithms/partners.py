@@ -23,7 +23,8 @@ class Partner(NamedTuple):
     Attributes:
         draw: Maps a key and goal points `(n, dim)` to paths that end (or, for a backward
             half-step, start) there, shape `(n, num_steps + 1, dim)`.
-        log_density: Maps a path to its log-density given its goal, up to a constant.
+        log_density: Maps a path to its log-density given its goal, up to a constant or, in the
+            semi-discrete case, a function of its start.
         effective_anchors: Maps a goal point to the effective number of samples behind that
             log-density; NaN where none are used.
     """

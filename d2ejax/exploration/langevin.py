@@ -2,6 +2,9 @@
 
 One step size h for all methods, that of the unadjusted Langevin algorithm
 x' = x + h ∇log p(x) + √(2h) ξ, so that they can be exchanged without retuning.
+
+blackjax runs a computation when it is imported, which would start the devices before
+`jax.distributed` can: so each chain imports it when it is made.
 """
 
 import math
@@ -10,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.mcmc import diffusions, hmc, mala
 
 from d2ejax.typing import Array, Key, LogDensity
 
@@ -99,6 +101,8 @@ def _make_chain(
 
 
 def _ula(log_density: LogDensity, h: Array) -> _Chain:
+    from blackjax.mcmc import diffusions
+
     value_and_grad = jax.value_and_grad(log_density)
     euler = diffusions.overdamped_langevin(value_and_grad)
     return _Chain(
@@ -127,9 +131,11 @@ def _averaged_ula(log_density: LogDensity, h: Array) -> _Chain:
 
 
 def _mala(log_density: LogDensity, h: Array) -> _Chain:
+    from blackjax.mcmc import mala
+
     kernel = mala.build_kernel()
 
-    def step(key: Key, state: mala.MALAState) -> tuple[mala.MALAState, Array]:
+    def step(key: Key, state: Any) -> tuple[Any, Array]:
         state, info = kernel(key, state, log_density, h)
         return state, jnp.asarray(info.is_accepted)
 
@@ -137,9 +143,11 @@ def _mala(log_density: LogDensity, h: Array) -> _Chain:
 
 
 def _hmc(log_density: LogDensity, h: Array, num_integration_steps: int) -> _Chain:
+    from blackjax.mcmc import hmc
+
     kernel = hmc.build_kernel()
 
-    def step(key: Key, state: hmc.HMCState) -> tuple[hmc.HMCState, Array]:
+    def step(key: Key, state: Any) -> tuple[Any, Array]:
         unit_mass = jnp.ones_like(state.position)
         leapfrog = jnp.sqrt(2 * h)
         state, info = kernel(

@@ -12,9 +12,8 @@ def moment_error(
     """The worst deviation of a sample's mean and covariance, in units of what is allowed.
 
     Allowed for an entry is the larger of three standard errors and `tolerance` times its
-    natural scale: the standard deviation for a mean, the product of two of them for a
-    covariance. At most 1 if every entry is within its allowance. For one marginal hand in
-    x_t; for the coupling x_0 and x_T side by side.
+    size. At most 1 if every entry is within its allowance. For one marginal hand in x_t; for
+    the coupling x_0 and x_T side by side.
 
     Args:
         paths: Points, shape `(n, dim)`.
@@ -35,12 +34,11 @@ def moment_error(
             "(n, dim), (dim,) and (dim, dim)"
         )
     std = np.sqrt(np.diag(s))
-    scale = np.outer(std, std)
     # Of the sample covariance of a Gaussian: Var = (s_ii s_jj + s_ij²) / n.
-    covariance_error = np.sqrt((scale**2 + s**2) / len(x))
+    covariance_error = np.sqrt((np.outer(std, std) ** 2 + s**2) / len(x))
     return max(
-        _worst(x.mean(axis=0) - m, std / np.sqrt(len(x)), tolerance * std),
-        _worst(np.cov(x.T).reshape(s.shape) - s, covariance_error, tolerance * scale),
+        _worst(x.mean(axis=0) - m, std / np.sqrt(len(x)), tolerance * np.abs(m)),
+        _worst(np.cov(x.T).reshape(s.shape) - s, covariance_error, tolerance * np.abs(s)),
     )
 
 

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
         learn_variance=True,  # learn each kernel's variance; False keeps the reference's
         variance=_section(
             family="bridge",  # bounded | bridge: how the network's output becomes a variance
-            bound=6.0,  # largest |log(variance / reference variance)| of the bounded family
+            bound=6.0,  # largest magnitude of the learned log-variance, in nats
         ),
         network=_network(),
         batch_size=256,  # paths scored in one gradient step, all starts together
@@ -78,7 +78,9 @@ def _reference() -> ConfigDict:
         sigma_max=3.0,  # largest noise level of variance_exploding
         beta_min=0.1,  # smallest noise rate of variance_preserving, per time
         beta_max=20.0,  # largest noise rate of variance_preserving, per time
-        discretisation="euler",  # euler | exact: the reference's kernel between grid times
+        # exact | euler: what the processes' steps are built on; exact, so that an untrained
+        # process is the reference (the two are one for brownian)
+        discretisation="exact",
     )
 
 
@@ -109,6 +111,7 @@ def _ipf() -> ConfigDict:
         backward_loss="auto",  # pinned end: the source
         reanchor=True,  # likelihood: rejoin the endpoints by the reference's pinned bridge
         paths_per_start=8,  # N: paths that share a start, in the energy losses
+        likelihood_batch_size=0,  # paths of a likelihood half-step; 0: batch_size
         num_anchors=1024,  # M: points of the other end behind a semi-discrete potential
         use_ema_opposite=True,  # draw the opposite process from its averaged parameters
     )
@@ -132,6 +135,7 @@ def _exploration() -> ConfigDict:
         off_policy_ratio_end=0.5,  # the same at the end of training
         reuse_path=True,  # keep the backward path as one of the paths_per_start
         buffer_size=4096,  # points of the energy's end, per device
+        add_ends=True,  # the ends of trained paths join them
         refresh_method="mala",  # none | ula | averaged_ula | mala | hmc
         refresh_every=50,  # gradient steps between two refreshes
         refresh_steps=10,  # Langevin (or HMC) steps of a refresh
@@ -139,5 +143,6 @@ def _exploration() -> ConfigDict:
         restart_fraction=0.05,  # of refreshed points, started anew from noise
         restart_std=1.0,  # of that noise, centred at the origin
         inverse_temperature_start=1.0,  # factor on the energy at the start of training
-        anneal_fraction=0.5,  # of training, until ratio and factor reach their end values
+        # of each process's gradient steps, until ratio and factor reach their end values
+        anneal_fraction=0.5,
     )

@@ -20,8 +20,9 @@ def get_config() -> ConfigDict:
     config.variance.family = "bounded"
     config.network.energy_feature = False
     config.network.drift_scale = 1.0
-    # 128 starts of two paths each.
+    # 128 starts of two paths each, 128 paths in a likelihood half-step.
     config.batch_size = 256
+    config.ipf.likelihood_batch_size = 128
     config.ipf.paths_per_start = 2
     config.ipf.iterations = 20
     config.ipf.forward_steps = 4000
@@ -40,6 +41,8 @@ def get_config() -> ConfigDict:
     config.exploration.off_policy_ratio_end = 0.5
     config.exploration.reuse_path = False
     config.exploration.buffer_size = 10_000
+    # The Langevin particles are kept apart from the paths' ends.
+    config.exploration.add_ends = False
     config.exploration.refresh_method = "averaged_ula"
     config.exploration.refresh_every = 500
     config.exploration.refresh_steps = 50

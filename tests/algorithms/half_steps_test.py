@@ -339,7 +339,8 @@ def test_particles_of_both_unsampled_ends_are_refreshed(start_of_training):
             # The first slots of the goal's hold the new end points.
             difference = np.asarray(new.positions - old.positions)[32:]
             np.testing.assert_allclose(difference, moved, atol=1e-5)
-        assert np.isnan(metrics["acceptance"]) == (moved == 0.0)
+        for end in ("source", "target"):
+            assert np.isnan(metrics[f"acceptance_{end}"]) == (moved == 0.0)
 
 
 def test_semi_discrete_reads_the_average_of_the_potential(start_of_training):

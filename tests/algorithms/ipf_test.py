@@ -206,6 +206,8 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(broken):
     start, after, metrics = history(make(case, ("likelihood", "log_variance"), plan=plan), 3)()
     for i in range(3):
         assert same(at(after.models, i), start.models)
+        # Nor do the ends of such paths come back as goals.
+        assert same(at(after.buffers, i), start.buffers)
     np.testing.assert_array_equal(after.skipped, [1, 2, 3])
     np.testing.assert_array_equal(after.consecutive_skipped, [1, 2, 3])
     np.testing.assert_array_equal(metrics["skipped"], [1.0, 1.0, 1.0])
@@ -228,6 +230,22 @@ def test_a_good_step_ends_the_run_of_skipped_ones_and_goes_on_from_before_it():
     np.testing.assert_array_equal(after.consecutive_skipped, [0, 1, 2, 0, 1])
     assert trained_directions(start, after) == [[FORWARD], [], [], [FORWARD], []]
     np.testing.assert_array_equal(metrics["skipped"], bad.astype(jnp.float32))
+
+
+def test_schedules_run_on_the_steps_of_their_own_direction():
+    case = gaussian_case.make(1)
+    plan = ipf.Schedule(((BACKWARD, 2), (FORWARD, 3)), 1)
+    algorithm = make(
+        case,
+        ("likelihood", "log_variance"),
+        plan=plan,
+        # Broken at the forward half-step's first step, whatever came before.
+        inverse_temperature=lambda step: jnp.where(step == 0, jnp.nan, 1.0),
+    )
+    _, after, metrics = history(algorithm, 5)()
+    np.testing.assert_array_equal(after.own_steps[:, 0], [1, 2, 2, 2, 2])
+    np.testing.assert_array_equal(after.own_steps[:, 1], [0, 0, 1, 2, 3])
+    np.testing.assert_array_equal(metrics["skipped"], [0.0, 0.0, 1.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("use_ema", [False, True])

@@ -148,7 +148,7 @@ def test_a_batch_is_split_over_the_devices(wired):
     assert backward.batch_size == forward.batch_size == 64 // jax.local_device_count()
     config = small.shrunk("two_moons", {"batch_size": 36})
     with pytest.raises(
-        ValueError, match=r"batch_size = 36: must be a multiple of 16: .* = 2 on"
+        ValueError, match=r"batch_size = 36: must be a multiple of 16: groups of 2 on each of 8"
     ):
         build.build(config)
 
@@ -274,6 +274,7 @@ DATA = {
     "ipf.forward_steps": 4,
     "ipf.backward_steps": 3,
     "ipf.reanchor": False,
+    "ipf.likelihood_batch_size": 16,
     "ipf.use_ema_opposite": False,
     "optimiser.learning_rate": 3e-3,
     "optimiser.schedule": "constant",
@@ -300,6 +301,7 @@ ENERGY = {
     "exploration.off_policy_ratio_end": 0.4,
     "exploration.reuse_path": False,
     "exploration.buffer_size": 9,
+    "exploration.add_ends": False,
     "exploration.refresh_method": "hmc",
     "exploration.refresh_every": 3,
     "exploration.refresh_steps": 2,
@@ -330,7 +332,7 @@ UNDER = {
     "reference.beta_max": ({"reference.name": "variance_preserving"}, 10.0),
     "reference.name": ({}, "ornstein_uhlenbeck"),
     # Both are the same for Brownian motion.
-    "reference.discretisation": ({"reference.name": "ornstein_uhlenbeck"}, "exact"),
+    "reference.discretisation": ({"reference.name": "ornstein_uhlenbeck"}, "euler"),
     "ipf.num_anchors": ({"target.access": "energy", "ipf.forward_loss": "semi_discrete"}, 8),
     "ipf.backward_loss": (
         {"source.access": "energy", "ipf.backward_loss": "log_variance"},

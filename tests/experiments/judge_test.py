@@ -81,7 +81,7 @@ def test_there_is_none_without_a_density_or_beyond_the_plane(changes):
 
 def test_exact_paths_have_the_marginals_of_the_bridge(start):
     experiment, judged, _ = start
-    paths = judge.exact_paths(experiment, judged.bridge, seed=3, n=4000)
+    paths = judge.exact_paths(experiment, judged.bridge, jax.random.key(3), 4000)
     assert paths.shape == (4000, 5, 1)
     for k, t in enumerate(np.asarray(experiment.grid.times, np.float64)):
         mean, covariance = judged.bridge.marginal(float(t))

@@ -153,7 +153,10 @@ def test_auto_follows_the_pinned_end():
 def test_paths_per_start_matters_to_losses_of_groups_only():
     validation.validate(changed(target__access="samples", ipf__paths_per_start=1))
     validation.validate(changed(target__access="samples", batch_size=100))
-    validation.validate(changed(ipf__forward_loss="trajectory_balance", ipf__paths_per_start=1))
+    alone = {"ipf__forward_loss": "trajectory_balance", "ipf__paths_per_start": 1}
+    validation.validate(changed(**alone, exploration__reuse_path=False))
+    with pytest.raises(InputError, match=r"exploration.reuse_path = True: must be false with"):
+        validation.validate(changed(**alone))
     with pytest.raises(InputError, match="paths_per_start"):
         validation.validate(changed(ipf__forward_loss="semi_discrete", ipf__paths_per_start=1))
 

@@ -119,11 +119,14 @@ def test_json_is_replaced_whole_and_without_nan(tmp_path):
 
 
 def test_records_come_back_in_order(tmp_path):
-    assert workdir.read_records(tmp_path) == []
+    assert workdir.read_records(tmp_path, 20) == []
     for step, loss in ((10, 0.5), (20, float("nan"))):
         workdir.append_metrics(tmp_path, {"step": step, "loss": loss})
     expected = [{"step": 10, "loss": 0.5}, {"step": 20, "loss": None}]
-    assert workdir.read_records(tmp_path) == expected
+    with (tmp_path / workdir.METRICS).open("a") as file:
+        file.write('{"step": 20, "lo')  # cut short by a kill
+    assert workdir.read_records(tmp_path, 20) == expected
+    assert workdir.read_records(tmp_path, 19) == expected[:1]
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 30, "lo', '{"step": 20}'])

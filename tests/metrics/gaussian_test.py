@@ -32,8 +32,8 @@ def test_a_wrong_entry_is_seen(entry):
 def test_a_deviation_of_the_tolerance_scores_one():
     # Two points at ±1: mean 0, variance 2. So many that only the tolerance counts.
     points = np.tile([[-1.0], [1.0]], (10**6, 1))
-    error = metrics.moment_error(points, [0.04], [[1.0]], tolerance=0.02)
-    np.testing.assert_allclose(error, 2.0, rtol=1e-4)
+    error = metrics.moment_error(points, [0.0], [[0.96]], tolerance=0.02)
+    np.testing.assert_allclose(error, (1.0 - 0.96) / (0.02 * 0.96), rtol=1e-4)
 
 
 def test_shapes_that_do_not_fit_are_refused():
