@@ -61,6 +61,7 @@ def _train(args: Arguments, process_start: float) -> None:
         checkpoint_every=settings.checkpoint_every,
         max_consecutive_skipped=settings.max_consecutive_skipped,
     )
+    print(f"{args.workdir}: compiling the training step", flush=True)
     with Progress(plan.total_steps) as progress:
         result = loop.train(
             trainer,
@@ -127,6 +128,7 @@ def _report(args: Arguments, judge: Any, result: Any, process_start: float) -> N
     from d2ejax import parallel
     from experiments import report, summary
 
+    print("evaluating", flush=True)
     state = parallel.unreplicate(result.state)
     metrics = report.evaluate(args.config, judge, state, args.workdir)
     wall = result.times.wall + time.perf_counter() - process_start
