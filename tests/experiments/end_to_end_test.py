@@ -321,7 +321,7 @@ def compilations():
     [
         (
             ["--config.ipf.paths_per_start=1"],
-            "ipf.paths_per_start = 1: must be an integer ≥ 2 with the log_variance loss",
+            "ipf.paths_per_start = 1: must be an integer ≥ 2 with the losses log_variance",
         ),
         (
             ["--config.target.name=checkerboard"],
