@@ -7,16 +7,9 @@ import pytest
 
 from d2ejax import kernels, networks, references, time_grids
 from d2ejax.exact.gaussian import gaussian_bridge
+from tests.reference_cases import REFERENCES, T_MAX, every_reference
 
-T_MAX = 1.5
 GRID = time_grids.end_refined(6, T_MAX)
-REFERENCES = {
-    "brownian": references.brownian(0.8),
-    "ornstein_uhlenbeck": references.ornstein_uhlenbeck(0.8, 1.3),
-    "variance_exploding": references.variance_exploding(0.1, 3.0, T_MAX),
-    "variance_preserving": references.variance_preserving(0.2, 4.0, T_MAX),
-}
-every_reference = pytest.mark.parametrize("reference", REFERENCES.values(), ids=REFERENCES)
 every_variance = pytest.mark.parametrize("variance", kernels.VARIANCES)
 every_discretisation = pytest.mark.parametrize("discretisation", kernels.DISCRETISATIONS)
 both_directions = pytest.mark.parametrize("backward", [False, True])

@@ -42,7 +42,8 @@ WITH_POTENTIAL: tuple[Loss, ...] = ("trajectory_balance", "semi_discrete")
 """Losses that train the start's potential beside the drift."""
 
 
-METRICS = ("anchors", "acceptance_source", "acceptance_target")
+_ACCEPTANCE = {0: "acceptance_source", -1: "acceptance_target"}
+METRICS = ("anchors", *_ACCEPTANCE.values())
 """What a half-step measures, NaN where it does not apply: the mean effective number of anchors
 at the paths' ends, and the acceptance rate of each end's refresh."""
 
@@ -285,11 +286,11 @@ def _filled(buffers: Buffers, end: int) -> ReplayBuffer:
 def _refresh(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Buffers, dict[str, Array]]:
     """Refreshes the particles of both ends, and says how many moves were accepted."""
     buffers = inputs.buffers
-    acceptance = {name: jnp.full((), jnp.nan) for name in METRICS[1:]}
+    acceptance = {name: jnp.full((), jnp.nan) for name in _ACCEPTANCE.values()}
     for end, endpoint in ((half.start_end, half.start), (half.goal_end, half.goal)):
         explorer, buffer = half.particles[end], buffers[end]
         if explorer is not None and buffer is not None and endpoint.log_density is not None:
-            buffer, acceptance[METRICS[1:][end]] = particles.refresh(
+            buffer, acceptance[_ACCEPTANCE[end]] = particles.refresh(
                 jax.random.fold_in(key, end % 2),
                 explorer,
                 buffer,
