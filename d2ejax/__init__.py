@@ -8,6 +8,7 @@ from d2ejax import exact as exact
 from d2ejax import exploration as exploration
 from d2ejax import losses as losses
 from d2ejax import metrics as metrics
+from d2ejax import pairs as pairs
 from d2ejax import parallel as parallel
 from d2ejax import references as references
 from d2ejax import rollouts as rollouts
@@ -29,6 +30,8 @@ from d2ejax.losses import trajectory_balance_loss as trajectory_balance_loss
 from d2ejax.losses import trajectory_likelihood_loss as trajectory_likelihood_loss
 from d2ejax.networks import drift_network as drift_network
 from d2ejax.networks import potential_network as potential_network
+from d2ejax.pairs import Pair as Pair
+from d2ejax.pairs import make_pair as make_pair
 from d2ejax.references import Reference as Reference
 from d2ejax.references import brownian as brownian
 from d2ejax.references import ornstein_uhlenbeck as ornstein_uhlenbeck

@@ -53,6 +53,37 @@ def isotropic_log_density(
     return log_density
 
 
+def diagonal_log_density(
+    means: np.ndarray, stds: np.ndarray, log_weights: np.ndarray
+) -> LogDensity:
+    """Makes log Σ_i w_i N(x; m_i, diag(s_i²)).
+
+    Args:
+        means: Centres `(m, dim)`.
+        stds: Standard deviations `(m, dim)`.
+        log_weights: log w_i `(m,)`.
+
+    Returns:
+        The log-density of one point.
+    """
+    dim = means.shape[1]
+    constants = log_weights - np.log(stds).sum(axis=1) - 0.5 * dim * math.log(2.0 * math.pi)
+    offsets = constants.astype(np.float32)
+    roots = (math.sqrt(0.5) / stds).astype(np.float32)
+    centres = means.astype(np.float32)
+
+    def log_density(x: Array) -> Array:
+        chex.assert_shape(x, (dim,))
+        rates, middles = jnp.asarray(roots), jnp.asarray(centres)
+        if dim <= _MAX_UNROLLED_DIM:
+            squares = sum(jnp.square((x[i] - middles[:, i]) * rates[:, i]) for i in range(dim))
+        else:
+            squares = jnp.sum(jnp.square((x[None, :] - middles) * rates), axis=-1)
+        return jax.nn.logsumexp(jnp.asarray(offsets) - squares)
+
+    return log_density
+
+
 def _full_log_density(
     means: np.ndarray, factors: np.ndarray, log_weights: np.ndarray
 ) -> LogDensity:
@@ -82,36 +113,37 @@ def _mixture(
     Args:
         name: Of the endpoint.
         means: `(m, dim)`.
-        factors: Standard deviations `(m,)`, or Cholesky factors of covariances `(m, dim, dim)`.
+        factors: Standard deviations `(m,)` or `(m, dim)`, or Cholesky factors of covariances
+            `(m, dim, dim)`.
         weights: `(m,)`, positive, of sum 1.
     """
-    dim = means.shape[1]
-    isotropic = factors.ndim == 1
-    build = isotropic_log_density if isotropic else _full_log_density
-    spreads = factors[:, None] if isotropic else np.linalg.norm(factors, axis=2)
+    builds = (isotropic_log_density, diagonal_log_density, _full_log_density)
+    spreads = np.linalg.norm(factors, axis=2) if factors.ndim == 3 else factors
+    log_density = builds[factors.ndim - 1](means, factors, np.log(weights))
     centres, scales, masses = (a.astype(np.float32) for a in (means, factors, weights))
 
     def sample(key: Key, n: int) -> Array:
         locations, spreads = jnp.asarray(centres), jnp.asarray(scales)
         components: distrax.Distribution
-        if isotropic:
-            diagonals = jnp.broadcast_to(spreads[:, None], locations.shape)
-            components = distrax.MultivariateNormalDiag(locations, diagonals)
-        else:
+        if scales.ndim == 3:
             components = distrax.MultivariateNormalTri(locations, spreads)
+        else:
+            diagonals = spreads[:, None] if scales.ndim == 1 else spreads
+            diagonals = jnp.broadcast_to(diagonals, locations.shape)
+            components = distrax.MultivariateNormalDiag(locations, diagonals)
         modes = distrax.Categorical(probs=jnp.asarray(masses))
         mixture = distrax.MixtureSameFamily(modes, components)
         return mixture.sample(seed=key, sample_shape=(n,))
 
     return Endpoint(
         name=name,
-        dim=dim,
+        dim=means.shape[1],
         sample=sample,
-        log_density=build(means, factors, np.log(weights)),
+        log_density=log_density,
         log_z=0.0,
         modes=centres,
         mode_weights=masses,
-        extent=square_around(means, spreads),
+        extent=square_around(means, spreads[:, None] if spreads.ndim == 1 else spreads),
     )
 
 
@@ -141,7 +173,8 @@ def gaussian_mixture(
 
     Args:
         means: Centres `(m, dim)`.
-        stds: Standard deviation of each isotropic component, `(m,)` or one number for all.
+        stds: Standard deviation of each isotropic component, `(m,)` or one number for all; or
+            one per component and axis, `(m, dim)`.
         covariances: `(m, dim, dim)`, or one `(dim, dim)` for all; instead of `stds`.
         weights: `(m,)`, positive, scaled here to sum 1; equal when None.
 
@@ -157,7 +190,7 @@ def gaussian_mixture(
     if (stds is None) == (covariances is None):
         raise ValueError(f"give one of stds = {stds!r} and covariances = {covariances!r}")
     if stds is not None:
-        factors = _positive_vector("stds", stds, num_modes)
+        factors = _deviations(stds, centres.shape)
     else:
         matrices = options.array("covariances", covariances, ndims=(2, 3))
         if matrices.shape not in ((dim, dim), (num_modes, dim, dim)):
@@ -168,6 +201,18 @@ def gaussian_mixture(
         factors = np.broadcast_to(_cholesky("covariances", matrices), (num_modes, dim, dim))
     masses = _positive_vector("weights", 1.0 if weights is None else weights, num_modes)
     return _mixture("gaussian_mixture", centres, factors, masses / masses.sum())
+
+
+def _deviations(stds: ArrayLike, shape: tuple[int, int]) -> np.ndarray:
+    """Standard deviations as `(m,)`, or as `(m, dim)` where they were given so."""
+    if np.ndim(stds) < 2:
+        return _positive_vector("stds", stds, shape[0])
+    table = options.array("stds", stds, ndims=(2,))
+    if table.shape != shape or not (table > 0.0).all():
+        raise ValueError(
+            f"stds = {stds!r} is not allowed: must be positive numbers of shape {shape}"
+        )
+    return table
 
 
 def _positive_vector(name: str, value: ArrayLike, size: int) -> np.ndarray:

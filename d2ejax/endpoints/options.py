@@ -1,12 +1,15 @@
 """Checks of the options an endpoint is built from; all errors name option and value."""
 
 import difflib
+import inspect
 import math
 import numbers
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
+
+Built = TypeVar("Built")
 
 
 def finite(name: str, value: Any) -> float:
@@ -71,3 +74,40 @@ def refuse_unknown(what: str, name: Any, allowed: Iterable[str]) -> None:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown {what} {name!r}: {hint}allowed: {', '.join(names) or 'none'}")
+
+
+def build_by_name(
+    what: str,
+    table: Mapping[str, Callable[..., Built]],
+    name: str,
+    arguments: tuple[Any, ...],
+    options: Mapping[str, Any],
+) -> Built:
+    """Calls the entry of a table, every error naming the entry and what is allowed.
+
+    Args:
+        what: What the table holds, for messages.
+        table: Functions by name.
+        name: A key of the table.
+        arguments: The first arguments of the function, which are no options.
+        options: Its other arguments.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        ValueError: If the name or an option is unknown, a needed option is missing, or the
+            function refuses a value.
+    """
+    refuse_unknown(what, name, table)
+    build = table[name]
+    parameters = list(inspect.signature(build).parameters.values())[len(arguments) :]
+    for option in options:
+        refuse_unknown(f"option of {what} {name!r}", option, [p.name for p in parameters])
+    for parameter in parameters:
+        if parameter.default is inspect.Parameter.empty and parameter.name not in options:
+            raise ValueError(f"{what} {name!r} needs the option {parameter.name!r}")
+    try:
+        return build(*arguments, **options)
+    except ValueError as error:
+        raise ValueError(f"{what} {name!r}: {error}") from error

@@ -37,6 +37,8 @@ class ExactBridge:
         step_moments: (x (n, dim), t, t_next) -> mean and diagonal variance, each (n, dim), of
             the exact law of x_{t_next} given x_t; 0 ≤ t < t_next ≤ T.
         sample_plan: (rng, n) -> x_0 and x_T, each (n, dim), jointly from the plan.
+        sample_starts: (rng, x_T (n, dim)) -> x_0 (n, dim), each from the exact law of x_0
+            given that x_T: the plan's conditional, seen from the end.
     """
 
     path_kl: float
@@ -45,6 +47,7 @@ class ExactBridge:
     drift: Callable[[HostArray, float], HostArray]
     step_moments: Callable[[HostArray, float, float], tuple[HostArray, HostArray]]
     sample_plan: Callable[[np.random.Generator, int], tuple[HostArray, HostArray]]
+    sample_starts: Callable[[np.random.Generator, HostArray], HostArray]
 
 
 class Transition(NamedTuple):

@@ -1,4 +1,4 @@
-"""The Schrödinger bridge between two Gaussians, and the iterates of IPF, in closed form.
+"""The Schrödinger bridge between two Gaussians, in closed form.
 
 Float64 NumPy on the host. With q(x_T | x_0) = N(a x_0, v I) every formula for a Brownian
 reference holds for a x_0 in place of x_0 and v in place of ε = σ²T.
@@ -25,25 +25,18 @@ from d2ejax.exact.base import (
     snap,
     transition,
 )
+from d2ejax.exact.gaussian_laws import (
+    AffineMap,
+    GaussianPlan,
+    Joint,
+    Moments,
+    as_joint,
+    as_plan,
+    check_gaussian,
+    regress,
+    swap,
+)
 from d2ejax.references import Reference
-
-
-class GaussianPlan(NamedTuple):
-    """A joint Gaussian law of (x_0, x_T): mean (2 dim,), cov (2 dim, 2 dim)."""
-
-    mean: HostArray
-    cov: HostArray
-
-
-class AffineMap(NamedTuple):
-    """x -> matrix x + offset: matrix (dim, dim), offset (dim,)."""
-
-    matrix: HostArray
-    offset: HostArray
-
-    def __call__(self, x: HostArray) -> HostArray:
-        """Apply the map to a batch x (n, dim)."""
-        return x @ self.matrix.T + self.offset
 
 
 class AffineKernels(NamedTuple):
@@ -84,20 +77,6 @@ class GaussianBridge(ExactBridge):
     backward_kernels: Callable[[ArrayLike], AffineKernels]
 
 
-class IPFIterates(NamedTuple):
-    """The plans of IPF half-step by half-step, one entry per iteration.
-
-    Attributes:
-        backward: Law of (x_0, x_T) of the backward process started in p_1, after the
-            backward half-step of each iteration.
-        forward: Law of (x_0, x_T) of the forward process started in p_0, after the forward
-            half-step of each iteration.
-    """
-
-    backward: list[GaussianPlan]
-    forward: list[GaussianPlan]
-
-
 def gaussian_bridge(
     mean_0: ArrayLike,
     cov_0: ArrayLike,
@@ -128,7 +107,7 @@ def gaussian_bridge(
     Source: Bunne, Hsieh, Cuturi and Krause (2023), arXiv:2202.05722, theorem 3; Janati et
     al. (2020), arXiv:2006.02572, theorem 1.
     """
-    start, end = _check_gaussian(mean_0, cov_0, "0"), _check_gaussian(mean_1, cov_1, "1")
+    start, end = check_gaussian(mean_0, cov_0, "0"), check_gaussian(mean_1, cov_1, "1")
     if start[0].shape != end[0].shape:
         raise ValueError(
             f"mean_1 has shape {end[0].shape}; it must be that of mean_0, {start[0].shape}"
@@ -144,15 +123,20 @@ def gaussian_bridge(
 
     def affine_drift(t: float) -> AffineMap:
         coefficients = forward_coefficients(reference, t, t_max)
-        return _combine(coefficients, _regress(joint(t, t_max))[0])
+        return _combine(coefficients, regress(joint(t, t_max))[0])
 
     def affine_backward_drift(t: float) -> AffineMap:
         coefficients = backward_coefficients(reference, t, t_max)
-        return _combine(coefficients, _regress(_swap(joint(0.0, t)))[0])
+        return _combine(coefficients, regress(swap(joint(0.0, t)))[0])
 
     def step_moments(x: HostArray, t: float, t_next: float) -> tuple[HostArray, HostArray]:
-        step, cov = _regress(joint(t, t_next))
+        step, cov = regress(joint(t, t_next))
         return step(x), np.broadcast_to(np.diag(cov), x.shape)
+
+    def sample_starts(rng: np.random.Generator, x_1: HostArray) -> HostArray:
+        kernel, cov = regress(swap(as_joint(plan)))
+        x_1 = np.asarray(x_1, np.float64)
+        return kernel(x_1) + rng.standard_normal(x_1.shape) @ np.linalg.cholesky(cov).T
 
     def sample_plan(rng: np.random.Generator, n: int) -> tuple[HostArray, HostArray]:
         joined = rng.multivariate_normal(plan.mean, plan.cov, size=n, method="cholesky")
@@ -166,102 +150,17 @@ def gaussian_bridge(
         drift=lambda x, t: affine_drift(t)(x),
         step_moments=step_moments,
         sample_plan=sample_plan,
+        sample_starts=sample_starts,
         plan=plan,
         marginal=marginal,
         affine_drift=affine_drift,
         affine_backward_drift=affine_backward_drift,
         backward_drift=lambda x, t: affine_backward_drift(t)(x),
-        forward_kernels=lambda times: _stack([_regress(joint(s, t)) for s, t in _steps(times)]),
+        forward_kernels=lambda times: _stack([regress(joint(s, t)) for s, t in _steps(times)]),
         backward_kernels=lambda times: _stack(
-            [_regress(_swap(joint(s, t))) for s, t in _steps(times)]
+            [regress(swap(joint(s, t))) for s, t in _steps(times)]
         ),
     )
-
-
-def gaussian_ipf(
-    mean_0: ArrayLike,
-    cov_0: ArrayLike,
-    mean_1: ArrayLike,
-    cov_1: ArrayLike,
-    reference: Reference,
-    t_max: float,
-    *,
-    num_iterations: int,
-) -> IPFIterates:
-    """The exact iterates of IPF between two Gaussians.
-
-    The forward process is at first the reference started in p_0. Iteration n is a backward
-    half-step, which keeps the forward process's law of x_0 given x_T and replaces the
-    marginal at T by p_1, and a forward half-step, which keeps that one's law of x_T given
-    x_0 and replaces the marginal at 0 by p_0.
-
-    Args:
-        mean_0: (dim,), the mean at time 0.
-        cov_0: (dim, dim), the covariance at time 0, positive definite.
-        mean_1: (dim,), the mean at time T.
-        cov_1: (dim, dim), the covariance at time T, positive definite.
-        reference: The reference process.
-        t_max: The horizon T.
-        num_iterations: Number of pairs of half-steps.
-
-    Returns:
-        The plan after every half-step.
-
-    Raises:
-        ValueError: If a covariance is not positive definite.
-
-    Source: De Bortoli et al. (2021), arXiv:2106.01357, section 3.1.
-    """
-    start, end = _check_gaussian(mean_0, cov_0, "0"), _check_gaussian(mean_1, cov_1, "1")
-    scale, variance = transition(reference, 0.0, t_max)
-    eye = np.eye(len(start[0]))
-    kernel = (AffineMap(scale * eye, np.zeros(len(start[0]))), variance * eye)
-    forward_law = _extend(start, *kernel)
-    backward, forward = [], []
-    for _ in range(num_iterations):
-        backward_law = _extend(end, *_regress(_swap(forward_law)))
-        forward_law = _extend(start, *_regress(_swap(backward_law)))
-        backward.append(_as_plan(_swap(backward_law)))
-        forward.append(_as_plan(forward_law))
-    return IPFIterates(backward, forward)
-
-
-# A joint Gaussian law of (x, y): means of both, Cov(x), Cov(x, y), Cov(y).
-_Joint = tuple[HostArray, HostArray, HostArray, HostArray, HostArray]
-_Moments = tuple[HostArray, HostArray]
-
-
-def _swap(joint: _Joint) -> _Joint:
-    mean_x, mean_y, cov_x, cross, cov_y = joint
-    return mean_y, mean_x, cov_y, cross.T, cov_x
-
-
-def _regress(joint: _Joint) -> tuple[AffineMap, HostArray]:
-    """The law of y given x: the affine mean and the covariance."""
-    mean_x, mean_y, cov_x, cross, cov_y = joint
-    matrix = np.asarray(np.linalg.solve(cov_x, cross).T, np.float64)
-    residual = cov_y - matrix @ cross
-    return AffineMap(matrix, mean_y - matrix @ mean_x), (residual + residual.T) / 2
-
-
-def _extend(start: _Moments, kernel: AffineMap, cov: HostArray) -> _Joint:
-    """The joint law of x ~ start and y | x ~ N(kernel(x), cov)."""
-    mean, cov_x = start
-    cross = cov_x @ kernel.matrix.T
-    return mean, kernel.matrix @ mean + kernel.offset, cov_x, cross, kernel.matrix @ cross + cov
-
-
-def _as_plan(joint: _Joint) -> GaussianPlan:
-    mean_x, mean_y, cov_x, cross, cov_y = joint
-    return GaussianPlan(
-        np.concatenate([mean_x, mean_y]), np.block([[cov_x, cross], [cross.T, cov_y]])
-    )
-
-
-def _as_joint(plan: GaussianPlan) -> _Joint:
-    dim = len(plan.mean) // 2
-    mean, cov = plan
-    return mean[:dim], mean[dim:], cov[:dim, :dim], cov[:dim, dim:], cov[dim:, dim:]
 
 
 def _combine(coefficients: DriftCoefficients, posterior: AffineMap) -> AffineMap:
@@ -285,33 +184,22 @@ def _steps(times: ArrayLike) -> list[tuple[float, float]]:
     return list(itertools.pairwise(values))
 
 
-def _check_gaussian(mean: ArrayLike, cov: ArrayLike, end: str) -> _Moments:
-    m, c = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
-    if m.ndim != 1 or c.shape != (len(m), len(m)):
-        raise ValueError(
-            f"mean_{end}, cov_{end} have shapes {m.shape}, {c.shape}; not (dim,), (dim, dim)"
-        )
-    if not np.allclose(c, c.T) or np.linalg.eigvalsh(c)[0] <= 0:
-        raise ValueError(f"cov_{end} is {c}; it must be symmetric and positive definite")
-    return m, c
-
-
 def _symmetric_power(matrix: HostArray, power: float) -> HostArray:
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * values**power) @ vectors.T
 
 
-def _bridge_plan(start: _Moments, end: _Moments, whole: Transition) -> GaussianPlan:
+def _bridge_plan(start: Moments, end: Moments, whole: Transition) -> GaussianPlan:
     scaled = whole.scale**2 * start[1]
     root = _symmetric_power(scaled, 0.5)
     eye = np.eye(len(scaled))
     d = _symmetric_power(4 * root @ end[1] @ root + whole.variance**2 * eye, 0.5)
     cross = root @ d @ _symmetric_power(scaled, -0.5) - whole.variance * eye
-    return _as_plan((start[0], end[0], start[1], cross / (2 * whole.scale), end[1]))
+    return as_plan((start[0], end[0], start[1], cross / (2 * whole.scale), end[1]))
 
 
 def _transport_cost(plan: GaussianPlan) -> float:
-    mean_0, mean_1, cov_0, cross, cov_1 = _as_joint(plan)
+    mean_0, mean_1, cov_0, cross, cov_1 = as_joint(plan)
     spread = np.trace(cov_0) + np.trace(cov_1) - 2 * np.trace(cross)
     return float(np.sum((mean_1 - mean_0) ** 2) + spread)
 
@@ -325,9 +213,9 @@ def _potentials(
     regression matrix is (a / v) I, the reference's own.
     """
     scale, variance = whole
-    joint = _as_joint(plan)
+    joint = as_joint(plan)
     mean_0, mean_1, cov_0, _, cov_1 = joint
-    kernel, cov = _regress(joint)
+    kernel, cov = regress(joint)
     precision = np.linalg.inv(cov)
     eye = np.eye(len(mean_0))
     # log ψ = -½ x_1ᵀ P x_1 + hᵀ x_1 + const; log(φ/p_0) likewise with its own P and h.
@@ -337,10 +225,10 @@ def _potentials(
         -kernel.matrix.T @ precision @ kernel.offset,
     )
 
-    def quadratic(form: _Moments, x: HostArray) -> HostArray:
+    def quadratic(form: Moments, x: HostArray) -> HostArray:
         return x @ form[1] - 0.5 * np.einsum("ni,ij,nj->n", x, form[0], x)
 
-    def expectation(form: _Moments, mean: HostArray, spread: HostArray) -> float:
+    def expectation(form: Moments, mean: HostArray, spread: HostArray) -> float:
         return float(quadratic(form, mean[None])[0] - 0.5 * np.trace(form[0] @ spread))
 
     constant = 0.5 * float(
@@ -361,7 +249,7 @@ def _potentials(
 
 def _joint_law(
     plan: GaussianPlan, reference: Reference, t_max: float
-) -> Callable[[float, float], _Joint]:
+) -> Callable[[float, float], Joint]:
     """The law of (x_s, x_t), s <= t: the reference's pinned bridge mixed over the plan.
 
     Given both ends x_t = own_t x_0 + gain_t x_T + noise, with Cov(noise_s, noise_t) =
@@ -384,7 +272,7 @@ def _joint_law(
         total = transition(reference, 0.0, t_max).variance
         return before.variance * between * after.variance / total * eye
 
-    def joint(s: float, t: float) -> _Joint:
+    def joint(s: float, t: float) -> Joint:
         s, t = snap(s, t_max), snap(t, t_max)
         if not 0.0 <= s <= t <= t_max:
             raise ValueError(f"times are ({s}, {t}); needed: 0 <= s <= t <= t_max = {t_max}")

@@ -197,6 +197,7 @@ class _GridBridge:
             drift=self.drift,
             step_moments=self.step_moments,
             sample_plan=self.sample_plan,
+            sample_starts=self.sample_starts,
         )
 
     def log_potentials(self, x_0: HostArray, x_1: HostArray) -> tuple[HostArray, HostArray]:
@@ -241,6 +242,25 @@ class _GridBridge:
             return self._log_psi(x_1) - square / (2 * self.whole.variance)
 
         return x_0, sample_cells(rng, self.end, log_conditional, propose_end)
+
+    def sample_starts(self, rng: np.random.Generator, x_1: HostArray) -> HostArray:
+        x_1 = np.asarray(x_1, np.float64)
+
+        def propose() -> tuple[HostIndices, HostArray]:
+            # The nodes of φ are scaled, so that it reads as a sum over ends like any other.
+            indices, log_centre = sample_conditional_cells(
+                rng, x_1, self.phi, self.whole.variance
+            )
+            return indices, log_centre - self.start.log_cell
+
+        def log_conditional(x_0: HostArray) -> HostArray:
+            centres = self.whole.scale * x_0
+            log_psi_start = log_kernel_sum(centres, self.psi, self.whole.variance)
+            square = np.sum((x_1 - centres) ** 2, axis=1)
+            log_phi = self.start.log_density(x_0) - log_psi_start
+            return log_phi - square / (2 * self.whole.variance)
+
+        return sample_cells(rng, self.start, log_conditional, propose)
 
     def _posterior(self, x: HostArray, t: float) -> tuple[HostArray, HostArray]:
         """Mean and variance per axis of x_T given x_t."""

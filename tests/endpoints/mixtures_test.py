@@ -23,6 +23,10 @@ PLANAR = {
         gaussian_mixture([(0, 0), (1, 2)], covariances=TILTED, weights=(3, 1)),
         0.15,
     ),
+    "diagonal": (
+        gaussian_mixture([(0, 0), (1, 1)], stds=[(0.2, 0.6), (0.5, 0.3)], weights=(1, 2)),
+        0.2,
+    ),
     "isotropic": (gaussian_mixture([(0, 0), (1, 0)], stds=(0.2, 0.5), weights=(0.2, 0.8)), 0.2),
 }
 
@@ -41,14 +45,16 @@ def test_gradient(name, key):
 
 # Dimensions on both sides of the switch between the unrolled and the reduced sum.
 @pytest.mark.parametrize("dim", [1, 3, 8, 9, 30])
-@pytest.mark.parametrize("isotropic", [True, False])
-def test_log_density_equals_scipy(dim, isotropic):
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal", "full"])
+def test_log_density_equals_scipy(dim, kind):
     rng = np.random.default_rng(dim)
     means, points = rng.normal(size=(3, dim)), rng.normal(size=(10, dim))
     weights = np.array([0.5, 0.2, 0.3])
-    if isotropic:
+    if kind != "full":
         stds = np.array([0.5, 1.0, 2.0])
-        covariances = stds[:, None, None] ** 2 * np.eye(dim)
+        if kind == "diagonal":
+            stds = stds[:, None] * rng.uniform(0.5, 2.0, size=(3, dim))
+        covariances = stds.reshape(3, -1, 1) ** 2 * np.eye(dim)
         endpoint = gaussian_mixture(means, stds=stds, weights=weights)
     else:
         roots = rng.normal(size=(3, dim, 2 * dim)) / np.sqrt(2 * dim)
@@ -109,6 +115,12 @@ def test_named_mixtures_have_the_published_geometry():
     expected = {(0.0, 0.0), (0.6, 0.36), (0.6, -0.36), (-0.6, 0.36), (-0.6, -0.36)}
     assert {tuple(np.round(mode.astype(float), 6)) for mode in five} == expected
     assert [e.name for e in (ring(), wide, cross())] == ["ring", "eight_gaussians", "cross"]
+
+
+@pytest.mark.parametrize("stds", [[(0.1, 0.2)], [(0.1, 0.2), (0.1, 0.0)], [0.1, 0.2, 0.3]])
+def test_deviations_of_a_wrong_shape_or_sign_are_refused(stds):
+    with pytest.raises(ValueError, match=r"stds = .* is not allowed"):
+        gaussian_mixture([(0, 0), (1, 1)], stds=stds)
 
 
 def test_a_batch_is_not_taken_for_a_point():

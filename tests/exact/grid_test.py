@@ -111,6 +111,54 @@ def test_samples_of_the_plan_have_its_moments(plane):
     assert np.all(np.abs(np.cov(joint.T) - cov) < 4.5 * spread)
 
 
+def test_starts_given_an_end_have_the_law_of_the_plan_given_it(plane):
+    exact, solved = plane
+    n, mean, cov = 20_000, exact.plan.mean, exact.plan.cov
+    for end in ([-0.5, 0.4], [0.6, -0.8]):
+        # Regression of x_0 on x_T.
+        gain = np.linalg.solve(cov[2:, 2:], cov[2:, :2]).T
+        expected = mean[:2] + gain @ (np.array(end) - mean[2:])
+        spread = cov[:2, :2] - gain @ cov[2:, :2]
+        starts = np.full((n, 2), end)
+        for bridge in (exact, solved):
+            drawn = bridge.sample_starts(np.random.default_rng(6), starts)
+            assert np.all(np.abs(drawn.mean(0) - expected) < 4.5 * np.sqrt(np.diag(spread) / n))
+            error = np.sqrt((np.outer(np.diag(spread), np.diag(spread)) + spread**2) / n)
+            assert np.all(np.abs(np.cov(drawn.T) - spread) < 4.5 * error)
+
+
+def test_starts_given_ends_of_the_plan_are_the_source_in_one_dimension():
+    # Two narrow modes, of 1.4 and 2.7 cells.
+    def log_p0(x):
+        return np.logaddexp(
+            stats.norm(-0.5, 0.07).logpdf(x[:, 0]) - 0.5, stats.norm(0.4, 0.135).logpdf(x[:, 0])
+        )
+
+    def cdf(x):
+        weight = np.exp(-0.5) / (1 + np.exp(-0.5))
+        return weight * stats.norm(-0.5, 0.07).cdf(x) + (1 - weight) * stats.norm(
+            0.4, 0.135
+        ).cdf(x)
+
+    reference = ornstein_uhlenbeck(1.0, 1.0)
+    solved = grid_bridge(
+        log_p0,
+        lambda x: stats.norm(0.0, 0.3).logpdf(x[:, 0]),
+        reference,
+        0.3,
+        dim=1,
+        extents=((-1.0, 1.0), (-1.5, 1.5)),
+        num_points=40,
+    )
+    rng = np.random.default_rng(7)
+    x_1 = rng.normal(0.0, 0.3, size=(40_000, 1))
+    x_0 = solved.sample_starts(rng, x_1)
+    assert stats.kstest(x_0[:, 0], cdf).pvalue > 1e-3
+    # And they are coupled to their ends as in the plan.
+    joint = np.cov(np.hstack(solved.sample_plan(rng, 40_000)).T)
+    np.testing.assert_allclose(np.cov(np.hstack([x_0, x_1]).T), joint, atol=0.006)
+
+
 def test_samples_have_no_bias_from_the_cells():
     # A mode of 1.2 cells' standard deviation: uniform jitter alone would add 6 % to it.
     width = 0.06

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from d2ejax import time_grids
-from d2ejax.exact import gaussian_bridge, grid_bridge, k_step_limit
+from d2ejax.exact import MatchedChain, gaussian_bridge, grid_bridge, k_step_limit
 from d2ejax.references import brownian, ornstein_uhlenbeck
 from tests.exact.densities import gaussian, moons, ring
 
@@ -25,6 +25,33 @@ def test_gaussian_bridge_is_reached_exactly_with_a_learned_variance_only():
     assert abs(gap) < 1e-5 and error < 1e-5
     gap, error = k_step_limit(bridge, reference, times, x_0, rng, variance="fixed")
     assert gap > 6 * error
+
+
+@pytest.mark.parametrize("variance", ["learned", "fixed"])
+def test_given_paths_are_scored_as_the_chains_own_and_as_a_joint_gaussian(variance):
+    reference = ornstein_uhlenbeck(1.0, 0.7)
+    bridge = gaussian_bridge([0.5], [[0.6]], [-0.8], [[0.3]], reference, 1.0)
+    times = time_grids.end_refined(4, 1.0).times
+    chain = MatchedChain(bridge, reference, times, variance=variance)
+    rng = np.random.default_rng(3)
+    x_0 = rng.normal(0.5, 0.6**0.5, size=(500, 1))
+    paths, log_ratios = chain.simulate(rng, x_0)
+    assert paths.shape == (500, 5, 1)
+    np.testing.assert_array_equal(paths[:, 0], x_0)
+    np.testing.assert_allclose(chain.log_ratios(paths), log_ratios, atol=1e-12)
+
+    other = rng.normal(size=(20, 5, 1))
+    kernels = bridge.forward_kernels(np.asarray(times, np.float64))
+    expected = np.zeros(20)
+    for k in range(4):
+        s, t = float(times[k]), float(times[k + 1])
+        noise = float(reference.variance(s, t))
+        x, y = other[:, k, 0], other[:, k + 1, 0]
+        mean = kernels.matrix[k, 0, 0] * x + kernels.offset[k, 0]
+        std = noise**0.5 if variance == "fixed" else kernels.cov[k, 0, 0] ** 0.5
+        expected += stats.norm.logpdf(y, mean, std)
+        expected -= stats.norm.logpdf(y, float(reference.scale(s, t)) * x, noise**0.5)
+    np.testing.assert_allclose(chain.log_ratios(other), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("variance", ["learned", "fixed"])

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
+from scipy.stats import uniform as uniform_law
 
 from d2ejax import metrics
 from d2ejax.exact import gaussian_bridge
@@ -104,6 +105,122 @@ def test_potentials_of_float32_are_summed_in_float64():
     gap = metrics.bridge_gap(np.zeros(100_000, dtype=np.float32), big, -big)
     assert gap == (0.0, 0.0)
     assert metrics.path_kl(big[:, None]).value == 10_000.5
+
+
+# ---- The terminal part of a gap
+
+
+def condition_on_end(joint, ends, size, rng):
+    """Draws of a chain given its last state, shape (n, size, 4)."""
+    cov, cross = joint.covariance, joint.covariance[:-1, -1] / joint.covariance[-1, -1]
+    means = joint.mean[:-1] + np.outer(ends - joint.mean[-1], cross)
+    spread = np.linalg.cholesky(cov[:-1, :-1] - np.outer(cross, cov[-1, :-1]))
+    inner = means[:, None] + rng.standard_normal((len(ends), size, 3)) @ spread.T
+    return np.concatenate([inner, np.repeat(ends, size).reshape(-1, size, 1)], axis=-1)
+
+
+NEAR_STEPS = [(1.0, 0.2, 0.3), (0.85, 0.2, 0.25), (0.9, 0.4, 0.4)]
+NEAR = joint_gaussians.chain(MEAN_0, VARIANCE_0, NEAR_STEPS)
+
+
+def bracket(bridge, size, n=4000, *, seed=1, gap=None):
+    rng = np.random.default_rng(seed)
+    paths = rng.multivariate_normal(P.mean, P.covariance, n)
+    others = condition_on_end(bridge, paths[:, -1], size, rng)
+
+    def log_weights(x):
+        return multivariate_normal.logpdf(x, *P) - multivariate_normal.logpdf(x, *bridge)
+
+    ends = [joint_gaussians.Joint(j.mean[-1:], j.covariance[-1:, -1:]) for j in (P, bridge)]
+    exact = joint_gaussians.kl_divergence(*ends)
+    return metrics.terminal_gap(
+        log_weights(paths), log_weights(others).reshape(n, size), gap=gap
+    ), exact
+
+
+def test_terminal_bounds_bracket_the_divergence_of_the_ends_and_meet():
+    few, exact = bracket(NEAR, 1)
+    assert few.lower.value < exact - 4 * few.lower.standard_error
+    assert few.upper.value > exact + 4 * few.upper.standard_error
+    assert abs(few.middle.value - exact) < few.middle.standard_error
+    many, exact = bracket(NEAR, 200)
+    for bound in many:
+        assert abs(bound.value - exact) < 4 * bound.standard_error
+    assert many.upper.value - many.lower.value < 0.02
+    assert many.lower.standard_error < 0.15 * exact
+
+
+def test_the_gap_of_more_paths_steadies_the_bounds_without_moving_them():
+    # Its end is tilted, and its inside a little.
+    covariance = np.linalg.inv(np.linalg.inv(P.covariance) + np.diag([0.0, 0.0, 0.1, 0.5]))
+    tilted = joint_gaussians.Joint(P.mean, covariance)
+    gap = metrics.Estimate(joint_gaussians.kl_divergence(P, tilted), 0.0)
+    plain, steadied = (
+        np.array([bracket(tilted, 8, 200, seed=s, gap=g)[0].lower for s in range(100)])
+        for g in (None, gap)
+    )
+    for values, errors in (plain.T, steadied.T):
+        assert abs(errors.mean() / values.std() - 1) < 0.25
+    assert steadied[:, 1].mean() < 0.8 * plain[:, 1].mean()
+    difference = steadied[:, 0] - plain[:, 0]
+    assert abs(difference.mean()) < 4 * difference.std() / 10
+
+
+def test_all_of_a_gap_is_terminal_where_the_conditionals_agree():
+    # P with another law of its end: the weight depends on the end alone.
+    rng, n = np.random.default_rng(2), 50
+    own = rng.normal(size=n)
+    for bound in metrics.terminal_gap(own, np.repeat(own[:, None], 3, axis=1)):
+        np.testing.assert_allclose(bound.value, own.mean())
+        np.testing.assert_allclose(bound.standard_error, own.std(ddof=1) / n**0.5)
+    gap = metrics.Estimate(0.3, 0.01)
+    for bound in metrics.terminal_gap(own, np.repeat(own[:, None], 3, axis=1), gap=gap):
+        np.testing.assert_allclose(bound, gap)
+
+
+def test_the_width_of_a_bracket_counts_as_error():
+    bounds = metrics.TerminalGap(metrics.Estimate(1.0, 0.3), metrics.Estimate(1.8, 0.2))
+    uniform = uniform_law(1.0, 0.8)
+    np.testing.assert_allclose(bounds.middle, (uniform.mean(), np.hypot(0.3, uniform.std())))
+
+
+@pytest.mark.parametrize("shape", [(8,), (7, 2), (8, 0), (8, 2, 1)])
+def test_other_paths_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"others has shape .* must be \(8, M\)"):
+        metrics.terminal_gap(np.zeros(8), np.zeros(shape))
+
+
+# ---- Drifts
+
+
+def test_drift_error_weighs_the_steps_by_their_lengths():
+    exact = np.array([[[3.0, 4.0]] * 2, [[0.0, 2.0]] * 2])
+    learned = exact + np.array([[[1.0, 0.0]], [[0.0, 2.0]]])
+    # (1 · 3 + 4 · 1) / (25 · 3 + 4 · 1).
+    np.testing.assert_allclose(metrics.drift_error(learned, exact, [3.0, 1.0]), (7 / 79, 0.0))
+    np.testing.assert_array_equal(metrics.drift_error(exact, exact, [3.0, 1.0]), 0.0)
+
+
+def test_drift_error_spreads_as_it_says():
+    rng = np.random.default_rng(4)
+    found = []
+    for _ in range(300):
+        # Steps of one path move together.
+        exact = rng.normal(size=(1, 100, 1)) + 0.2 * rng.normal(size=(3, 100, 2))
+        learned = exact * (1 + 0.5 * rng.normal(size=(1, 100, 1)))
+        found.append(metrics.drift_error(learned, exact, [0.2, 0.3, 0.5]))
+    values, errors = np.array(found).T
+    assert abs(values.mean() - 0.25) < 0.01
+    assert abs(errors.mean() / values.std() - 1) < 0.15
+
+
+@pytest.mark.parametrize("shapes", [((3, 8), (3, 8)), ((3, 8, 2), (3, 8, 1)), ((3, 1, 2),) * 2])
+def test_drifts_of_other_shapes_are_refused(shapes):
+    learned, exact = map(np.zeros, shapes)
+    with pytest.raises(ValueError, match="must be one"):
+        metrics.drift_error(learned, exact, np.ones(3))
+    with pytest.raises(ValueError, match=r"weights has shape .* must be \(3,\)"):
+        metrics.drift_error(np.zeros((3, 8, 2)), np.zeros((3, 8, 2)), np.ones(4))
 
 
 def test_a_diverged_path_gives_nan():
