@@ -5,8 +5,9 @@ process stands still. Which loss it uses follows from what that end offers:
 
 - samples: "likelihood" of paths that the opposite process draws from them,
 - energy: "log_variance" or "trajectory_balance" of the log path ratio, on off-policy paths,
-- energy, with samples of the other end: "semi_discrete", where the reference and a potential in
-  closed form take the place of the opposite process.
+- energy: "semi_discrete", where the reference and a potential in closed form, averaged over
+  anchors of the other end, take the place of the opposite process; "hybrid" is the same while
+  enough anchors count, and "log_variance" where too few do.
 """
 
 from collections.abc import Callable
@@ -29,17 +30,20 @@ from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Array, Key, Params
 
-Loss = Literal["likelihood", "log_variance", "trajectory_balance", "semi_discrete"]
+Loss = Literal["likelihood", "log_variance", "trajectory_balance", "semi_discrete", "hybrid"]
 LOSSES: tuple[Loss, ...] = (
     "likelihood",
     "log_variance",
     "trajectory_balance",
     "semi_discrete",
+    "hybrid",
 )
 
 
-WITH_POTENTIAL: tuple[Loss, ...] = ("trajectory_balance", "semi_discrete")
+WITH_POTENTIAL: tuple[Loss, ...] = ("trajectory_balance", "semi_discrete", "hybrid")
 """Losses that train the start's potential beside the drift."""
+WITH_ANCHORS: tuple[Loss, ...] = ("semi_discrete", "hybrid")
+"""Losses that average over anchors of the start."""
 
 
 _ACCEPTANCE = {0: "acceptance_source", -1: "acceptance_target"}
@@ -83,6 +87,8 @@ class HalfStep(NamedTuple):
         batch_size: Paths scored in one gradient step, on each device.
         num_paths: Paths that share their start, N.
         num_anchors: Samples of the start behind a semi-discrete potential, M.
+        min_anchors: Effective anchors, on average over the goals of a gradient step, under
+            which a hybrid half-step turns to the learned opposite process.
         reanchor: Whether a likelihood half-step keeps only the ends of the opposite process's
             paths and joins them by the reference's pinned bridge.
         off_policy_ratio: Schedule of the share of groups that start off-policy, in [0, 1].
@@ -104,6 +110,7 @@ class HalfStep(NamedTuple):
     batch_size: int = 256
     num_paths: int = 8
     num_anchors: int = 1024
+    min_anchors: float = 16.0
     reanchor: bool = True
     off_policy_ratio: optax.Schedule = optax.constant_schedule(0.5)
     reuse_path: bool = True
@@ -185,8 +192,9 @@ def _likelihood_objective(half: HalfStep, key: Key, inputs: Inputs) -> Objective
 def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buffers]:
     refresh_key, start_key, goal_key, draw_key, mix_key = jax.random.split(key, 5)
     buffers, acceptance = _refresh(half, refresh_key, inputs)
-    starts, partner = _start(half, start_key, inputs, buffers)
-    _, goals = replay_buffer.sample(goal_key, _filled(buffers, half.goal_end), starts.shape[0])
+    num_starts = half.batch_size // half.num_paths
+    _, goals = replay_buffer.sample(goal_key, _filled(buffers, half.goal_end), num_starts)
+    starts, partner = _start(half, start_key, inputs, buffers, goals)
     paths = behaviour.mixed_paths(
         mix_key,
         starts,
@@ -200,10 +208,10 @@ def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Object
     starts, ends = paths[:, 0, half.start_end], paths[:, -1, half.goal_end]
     inverse_temperature = half.inverse_temperature(inputs.step)
     log_goal = endpoints.log_density(half.goal)
-    if half.add_ends:
-        # An end without a finite energy would come back as a goal and spoil that step too.
-        priorities = jnp.where(jnp.isfinite(jax.vmap(log_goal)(ends)), 0.0, -jnp.inf)
-        goal_buffer = replay_buffer.add(_filled(buffers, half.goal_end), ends, priorities)
+    explorer = half.particles[half.goal_end]
+    if half.add_ends and explorer is not None:
+        goal_buffer = _filled(buffers, half.goal_end)
+        goal_buffer = particles.add(explorer, goal_buffer, ends, log_goal)
         buffers = _replace(buffers, half.goal_end, goal_buffer)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
@@ -216,39 +224,55 @@ def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Object
             )
 
         log_ratios = jax.vmap(jax.vmap(log_ratio))(paths)
+        value = _balance_loss(half, params, starts, log_ratios, partner.in_closed_form)
         anchors = jnp.mean(jax.vmap(partner.effective_anchors)(ends))
-        return _balance_loss(half, params, starts, log_ratios), {
-            "anchors": anchors
-        } | acceptance
+        return value, {"anchors": anchors} | acceptance
 
     return loss, buffers
 
 
-def _balance_loss(half: HalfStep, params: Params, starts: Array, log_ratios: Array) -> Array:
+def _balance_loss(
+    half: HalfStep, params: Params, starts: Array, log_ratios: Array, in_closed_form: Array
+) -> Array:
     if half.loss == "log_variance":
         return losses.log_variance_loss(log_ratios)
     potentials = jax.vmap(half.potential, (None, 0))(params["potential"], starts)
     if half.loss == "trajectory_balance":
         return losses.trajectory_balance_loss(log_ratios, potentials)
-    return losses.log_variance_loss(log_ratios) + losses.potential_loss(potentials, log_ratios)
+    # Beside a learned process the log-ratios are not those that define the potential.
+    fit = jnp.where(in_closed_form, losses.potential_loss(potentials, log_ratios), 0.0)
+    return losses.log_variance_loss(log_ratios) + fit
 
 
-def _start(half: HalfStep, key: Key, inputs: Inputs, buffers: Buffers) -> tuple[Array, Partner]:
+def _start(
+    half: HalfStep, key: Key, inputs: Inputs, buffers: Buffers, goals: Array
+) -> tuple[Array, Partner]:
     """On-policy starts, `(num_starts, dim)`, and what stands opposite to the process."""
     start_key, anchor_key = jax.random.split(key)
-    num_starts = half.batch_size // half.num_paths
-    if half.loss != "semi_discrete":
-        partner = partners.learned(half.opposite, inputs.opposite["drift"])
-        if half.start.sample is not None:
-            return half.start.sample(start_key, num_starts), partner
-        buffer = _filled(buffers, half.start_end)
-        return replay_buffer.sample(start_key, buffer, num_starts)[1], partner
-    anchors = _anchors(half, anchor_key, buffers)
+    num_starts = goals.shape[0]
+    learned = partners.learned(half.opposite, inputs.opposite["drift"])
+    anchors = None
+    partner = learned
+    if half.loss in WITH_ANCHORS:
+        anchors = _anchors(half, anchor_key, buffers)
+        partner = _closed_form(half, inputs, anchors)
+    if half.loss == "hybrid":
+        partner = partners.hybrid(partner, learned, goals, min_anchors=half.min_anchors)
+    if half.start.sample is not None:
+        # Not the anchors: a path should not meet its own start in the estimate of φ_T.
+        return half.start.sample(start_key, num_starts), partner
+    if anchors is not None:
+        return partners.draw_anchors(start_key, anchors, num_starts), partner
+    buffer = _filled(buffers, half.start_end)
+    return replay_buffer.sample(start_key, buffer, num_starts)[1], partner
+
+
+def _closed_form(half: HalfStep, inputs: Inputs, anchors: Anchors) -> Partner:
     # The average is the slow copy of the potential that keeps the fixed point stable.
     potentials = jax.vmap(half.potential, (None, 0))(
         inputs.average["potential"], anchors.positions
     )
-    partner = partners.semi_discrete(
+    return partners.semi_discrete(
         anchors,
         potentials,
         half.law,
@@ -256,10 +280,6 @@ def _start(half: HalfStep, key: Key, inputs: Inputs, buffers: Buffers) -> tuple[
         half.grid,
         backward=half.trained.backward,
     )
-    if half.start.sample is not None:
-        # Not the anchors: a path should not meet its own start in the estimate of φ_T.
-        return half.start.sample(start_key, num_starts), partner
-    return partners.draw_anchors(start_key, anchors, num_starts), partner
 
 
 def _anchors(half: HalfStep, key: Key, buffers: Buffers) -> Anchors:

@@ -132,6 +132,7 @@ def ipf(
     optimisers: tuple[optax.GradientTransformation, optax.GradientTransformation],
     ema_decay: float,
     use_ema_opposite: bool = True,
+    warm_start: bool = True,
     axis_name: str | None = None,
 ) -> Algorithm:
     """IPF over a schedule of half-steps.
@@ -145,6 +146,8 @@ def ipf(
         optimisers: Of the backward and the forward model; see the order of `State.models`.
         ema_decay: Decay of the parameters' moving average per step.
         use_ema_opposite: Whether a half-step sees the opposite process by its moving average.
+        warm_start: Whether a half-step goes on from where the one before it, in the same
+            direction, left its model; otherwise each begins with new parameters.
         axis_name: The mapped axis of devices, over which gradients and metrics are averaged.
 
     Returns:
@@ -183,7 +186,25 @@ def ipf(
         )
 
     def step(state: State) -> tuple[State, dict[str, Array]]:
-        return jax.lax.switch(_direction(plan, state.step), branches, state)
+        direction = _direction(plan, state.step)
+        if not warm_start:
+            begins = _begins(plan, state.step)
+            state = jax.lax.cond(begins, restart, lambda state, _: state, state, direction)
+        return jax.lax.switch(direction, branches, state)
+
+    def restart(state: State, direction: Array) -> State:
+        # The step's number, which all devices share: so they share the parameters too.
+        params = init_params(jax.random.key(state.step))
+        models = tuple(
+            jax.tree.map(partial(jnp.where, direction == which), new, old)
+            for which, new, old in zip(
+                (BACKWARD, FORWARD),
+                map(init_model, params, optimisers),
+                state.models,
+                strict=True,
+            )
+        )
+        return state._replace(models=models)
 
     return Algorithm(init, step)
 
@@ -240,6 +261,12 @@ def _direction(plan: Schedule, step: Array) -> Array:
         _lookup(plan.final or plan.segments, final_step),
         _lookup(plan.segments, step % plan.period),
     )
+
+
+def _begins(plan: Schedule, step: Array) -> Array:
+    """Whether a gradient step is the first of its half-step."""
+    starts = jnp.asarray([0, *(end for _, _, end in plan.boundaries())], jnp.int32)
+    return jnp.any(step == starts)
 
 
 def _lookup(segments: tuple[tuple[int, int], ...], offset: Array) -> Array:

@@ -27,11 +27,13 @@ class Partner(NamedTuple):
             semi-discrete case, a function of its start.
         effective_anchors: Maps a goal point to the effective number of samples behind that
             log-density; NaN where none are used.
+        in_closed_form: Whether the semi-discrete half-bridge stands there; a boolean scalar.
     """
 
     draw: Callable[[Key, Array], Array]
     log_density: Callable[[Array], Array]
     effective_anchors: Callable[[Array], Array]
+    in_closed_form: Array
 
 
 def learned(process: Process, params: Params) -> Partner:
@@ -46,6 +48,7 @@ def learned(process: Process, params: Params) -> Partner:
         draw,
         lambda path: rollouts.log_density(process, params, path),
         lambda goal: jnp.full((), jnp.nan),
+        in_closed_form=jnp.asarray(False),
     )
 
 
@@ -154,4 +157,36 @@ def semi_discrete(
         log_potential = losses.log_potential(log_weights(path[goal_end]))
         return rollouts.log_density(reference, None, path) - log_potential
 
-    return Partner(draw, log_density, lambda goal: losses.effective_anchors(log_weights(goal)))
+    return Partner(
+        draw,
+        log_density,
+        lambda goal: losses.effective_anchors(log_weights(goal)),
+        in_closed_form=jnp.asarray(True),
+    )
+
+
+def hybrid(
+    closed_form: Partner, opposite: Partner, goals: Array, *, min_anchors: float
+) -> Partner:
+    """The half-bridge in closed form while enough anchors count, else the learned process.
+
+    The choice is one for the whole gradient step: the log path ratios of the two differ by a
+    function of the start, so that a group of paths must not mix them.
+
+    Args:
+        closed_form: A semi-discrete partner.
+        opposite: A learned one.
+        goals: The goal points of this gradient step, `(n, dim)`.
+        min_anchors: Effective anchors, on average over the goals, that are enough.
+
+    Returns:
+        The partner.
+    """
+    effective = jnp.mean(jax.vmap(closed_form.effective_anchors)(goals))
+    enough = effective >= min_anchors
+    return Partner(
+        lambda key, ends: jax.lax.cond(enough, closed_form.draw, opposite.draw, key, ends),
+        lambda path: jax.lax.cond(enough, closed_form.log_density, opposite.log_density, path),
+        closed_form.effective_anchors,
+        in_closed_form=enough,
+    )

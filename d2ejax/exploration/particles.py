@@ -23,6 +23,7 @@ class Particles(NamedTuple):
         refresh_every: Gradient steps between refreshes of the whole buffer.
         restart_fraction: Share of the particles that restart from noise at each refresh.
         restart: Maps a key and a number n to noise `(n, dim)`.
+        priority_power: A particle is drawn with probability ∝ density^power; 0 is uniform.
     """
 
     size: int
@@ -30,6 +31,7 @@ class Particles(NamedTuple):
     refresh_every: int
     restart_fraction: float
     restart: Callable[[Key, int], Array]
+    priority_power: float = 0.0
 
 
 def init(key: Key, particles: Particles) -> ReplayBuffer:
@@ -37,6 +39,31 @@ def init(key: Key, particles: Particles) -> ReplayBuffer:
     positions = particles.restart(key, particles.size)
     buffer = replay_buffer.init(particles.size, positions.shape[1])
     return replay_buffer.add(buffer, positions)
+
+
+def add(
+    particles: Particles, buffer: ReplayBuffer, positions: Array, log_density: LogDensity
+) -> ReplayBuffer:
+    """Adds points, but for those without a finite log-density.
+
+    Such a point would come back as a goal and spoil that gradient step as well.
+
+    Args:
+        particles: How the end is explored.
+        buffer: The particles.
+        positions: `(n, dim)`.
+        log_density: The end's log-density.
+
+    Returns:
+        The buffer.
+    """
+    priorities = _priorities(particles, positions, log_density)
+    return replay_buffer.add(buffer, positions, priorities)
+
+
+def _priorities(particles: Particles, positions: Array, log_density: LogDensity) -> Array:
+    values = jax.vmap(log_density)(positions)
+    return jnp.where(jnp.isfinite(values), particles.priority_power * values, -jnp.inf)
 
 
 def refresh(
@@ -81,4 +108,8 @@ def _refresh_all(
     positions = jnp.where(restarted[:, None], noise, buffer.positions)
     positions, acceptance = chain(chain_key, positions, log_density)
     slots = jnp.arange(buffer.size, dtype=jnp.int32)
-    return replay_buffer.update(buffer, slots, positions), acceptance
+    # Where all are alike they stay so, be the energy finite at a restarted particle or not.
+    priorities = None
+    if particles.priority_power:
+        priorities = _priorities(particles, positions, log_density)
+    return replay_buffer.update(buffer, slots, positions, priorities), acceptance

@@ -107,6 +107,35 @@ def evaluation(half):
     return run
 
 
+@pytest.mark.parametrize(
+    ("min_anchors", "stands_in"), [(1.0, "semi_discrete"), (65.0, "log_variance")]
+)
+def test_hybrid_is_the_closed_form_with_enough_of_64_anchors_and_else_the_learned_process(
+    key, min_anchors, stands_in
+):
+    case = gaussian_case.make(2)
+    params, opposite = exact_models(case, "semi_discrete", backward=False)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    given = gaussian_case.inputs(params, opposite, gaussian_case.buffers(key, case))
+
+    def gradients(loss):
+        half = gaussian_case.half_step(case, loss, backward=False, min_anchors=min_anchors)
+
+        @gaussian_case.jit
+        def run():
+            objective, _ = half_steps.objective(half, jax.random.key(1), given)
+            return jax.grad(objective, has_aux=True)(params)[0]
+
+        return run()
+
+    found, expected = gradients("hybrid"), gradients(stands_in)
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    # The potential of the closed form means nothing beside the learned process.
+    moved = gaussian_case.largest(found["potential"])
+    assert moved > 0.01 if stands_in == "semi_discrete" else moved == 0.0
+
+
 @pytest.fixture(scope="module")
 def start_of_training():
     """A case with untrained models, and particles."""

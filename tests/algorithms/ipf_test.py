@@ -18,7 +18,17 @@ BACKWARD, FORWARD = ipf.BACKWARD, ipf.FORWARD
 ADAM = optax.adam(0.01)
 
 
-def make(case, losses, *, plan=None, optimiser=ADAM, ema_decay=0.9, use_ema=True, **options):
+def make(
+    case,
+    losses,
+    *,
+    plan=None,
+    optimiser=ADAM,
+    ema_decay=0.9,
+    use_ema=True,
+    warm_start=True,
+    **options,
+):
     """IPF of the affine processes of a case; losses of the backward and the forward one."""
     backward, forward = (
         gaussian_case.half_step(case, loss, backward=is_backward, **options)
@@ -40,6 +50,7 @@ def make(case, losses, *, plan=None, optimiser=ADAM, ema_decay=0.9, use_ema=True
         optimisers=(optimiser, optimiser),
         ema_decay=ema_decay,
         use_ema_opposite=use_ema,
+        warm_start=warm_start,
     )
 
 
@@ -130,6 +141,27 @@ def test_schedule_of_a_case_worked_out_by_hand(losses, segments, boundaries, tot
     assert plan.segments == segments
     assert plan.boundaries() == boundaries
     assert plan.total == total
+
+
+@pytest.mark.parametrize(
+    ("warm_start", "expected"),
+    [(True, [1, 2, 2, 2, 2, 3, 4, 4, 4, 4]), (False, [1, 2, 2, 2, 2, 1, 2, 2, 2, 2])],
+)
+def test_a_half_step_starts_warm_or_anew(warm_start, expected):
+    # An optimiser that adds one to every parameter counts the steps since it was last reset.
+    count = optax.GradientTransformation(
+        lambda params: optax.EmptyState(),
+        lambda updates, state, params=None: (jax.tree.map(jnp.ones_like, updates), state),
+    )
+    algorithm = make(
+        gaussian_case.make(1),
+        ("likelihood", "likelihood"),
+        optimiser=count,
+        warm_start=warm_start,
+    )
+    _, after, _ = history(algorithm, 10)()
+    counts = jax.tree.leaves(after.models[BACKWARD].params["drift"])[0]
+    np.testing.assert_array_equal(np.reshape(counts, (10, -1))[:, 0], expected)
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,23 @@ def test_a_real_chain_brings_noise_to_the_energy(key):
     # N(1, 1): standard errors 1/√n of the mean and √(2/n) of the variance.
     assert abs(x.mean() - 1.0) < 4 / np.sqrt(1000)
     assert abs(x.var() - 1.0) < 4 * np.sqrt(2 / 1000)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_priorities_follow_the_density_where_a_particle_comes_in_and_where_it_moves(key, power):
+    which = explorer(priority_power=power, refresh_every=1)
+    buffer = particles.init(key, which)
+    points = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+    buffer = gaussian_case.jit(lambda: particles.add(which, buffer, points, log_density))()
+    np.testing.assert_allclose(buffer.log_weights[:2], [power * 1.0, power * -6.0])
+    after, _ = run(jax.random.key(1), which, buffer, 0)
+    # Every move raises this log-density by 1² + 2².
+    np.testing.assert_allclose(after.log_weights[:2], [power * 6.0, power * -1.0], atol=1e-6)
+
+
+def test_a_point_without_a_finite_energy_does_not_come_in(key):
+    which = explorer(size=4)
+    buffer = particles.init(key, which)
+    points = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+    after = particles.add(which, buffer, points, lambda x: jnp.log(x[0]))
+    np.testing.assert_array_equal(np.isfinite(after.log_weights), [True, False, True, True])
