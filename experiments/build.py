@@ -10,18 +10,20 @@ from typing import NamedTuple
 import jax
 import optax
 from ml_collections import ConfigDict
+from optax import contrib
 
-from d2ejax import kernels, networks, parallel, references, time_grids
+from d2ejax import kernels, networks, parallel, time_grids
 from d2ejax.algorithms import half_steps, ipf
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.endpoints.base import Endpoint, restrict
-from d2ejax.endpoints.registry import make_endpoint
+from d2ejax.exact.base import ExactBridge
 from d2ejax.exploration import langevin
 from d2ejax.exploration.particles import Particles
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Array, Key, Params
+from experiments import ends
 from experiments.validation import resolve_losses
 
 
@@ -41,6 +43,7 @@ class Experiment(NamedTuple):
         backward: The backward process.
         forward_params: Maps the state to the parameters that the forward process is judged by.
         backward_params: The same for the backward process.
+        bridge: The exact bridge, where the two ends were made as a pair.
     """
 
     algorithm: Algorithm
@@ -55,6 +58,7 @@ class Experiment(NamedTuple):
     backward: Process
     forward_params: Callable[[ipf.State], Params]
     backward_params: Callable[[ipf.State], Params]
+    bridge: ExactBridge | None
 
 
 class Room(NamedTuple):
@@ -86,15 +90,15 @@ def build(config: ConfigDict) -> Experiment:
         ValueError: If the batch does not divide over the devices or the buffer is too small.
     """
     _check_batches(config)
-    source, target = build_endpoints(config)
-    law, grid = build_reference(config), build_grid(config)
+    source, target, bridge = ends.build_ends(config)
+    law, grid = ends.build_reference(config), build_grid(config)
     # The bridge is one of the reference itself, not of its Euler steps.
     reference = kernels.reference_process(law, grid, discretisation="exact")
-    ends = (
+    seen = (
         restrict(source, config.source.access),
         restrict(target, config.target.access),
     )
-    room = Room(ends, law, grid, reference)
+    room = Room(seen, law, grid, reference)
     backward, forward = (_side(config, room, backward=b) for b in (True, False))
     algorithm, plan = _algorithm(config, room, backward, forward)
     return Experiment(
@@ -110,32 +114,8 @@ def build(config: ConfigDict) -> Experiment:
         backward=backward.process,
         forward_params=lambda state: state.models[ipf.FORWARD].average["drift"],
         backward_params=lambda state: state.models[ipf.BACKWARD].average["drift"],
+        bridge=bridge,
     )
-
-
-def build_endpoints(config: ConfigDict) -> tuple[Endpoint, Endpoint]:
-    """The source and the target with everything known about them."""
-    source, target = (
-        make_endpoint(end.name, **end.options.to_dict())
-        for end in (config.source, config.target)
-    )
-    return source, target
-
-
-def build_reference(config: ConfigDict) -> Reference:
-    """The reference process in continuous time."""
-    given, t_max = config.reference, config.grid.t_max
-    makers = {
-        "brownian": lambda: references.brownian(given.sigma),
-        "ornstein_uhlenbeck": lambda: references.ornstein_uhlenbeck(given.sigma, given.rate),
-        "variance_exploding": lambda: references.variance_exploding(
-            given.sigma_min, given.sigma_max, t_max
-        ),
-        "variance_preserving": lambda: references.variance_preserving(
-            given.beta_min, given.beta_max, t_max
-        ),
-    }
-    return makers[given.name]()
 
 
 def build_grid(config: ConfigDict) -> TimeGrid:
@@ -217,11 +197,16 @@ def _algorithm(
         plan,
         init_params=init_params,
         optimisers=(
-            _optimiser(config, settings.backward_steps * settings.iterations),
+            _optimiser(
+                config,
+                settings.backward_steps * settings.iterations,
+                ratio=config.optimiser.backward_ratio,
+            ),
             _optimiser(config, settings.forward_steps * settings.iterations),
         ),
         ema_decay=config.optimiser.ema_decay,
         use_ema_opposite=settings.use_ema_opposite,
+        warm_start=settings.warm_start,
         axis_name=parallel.AXIS,
     )
     return algorithm, plan
@@ -256,7 +241,8 @@ def _half_step(
         batch_size=batch_size // parallel.num_devices(),
         num_paths=settings.paths_per_start,
         num_anchors=settings.num_anchors,
-        reanchor=settings.reanchor,
+        min_anchors=settings.min_anchors,
+        reanchor=settings.reanchor in ("both", "backward" if trained.backward else "forward"),
         off_policy_ratio=optax.linear_schedule(
             exploring.off_policy_ratio, exploring.off_policy_ratio_end, anneal_steps
         ),
@@ -285,12 +271,15 @@ def _particles(config: ConfigDict, end: Endpoint) -> Particles | None:
         refresh_every=given.refresh_every,
         restart_fraction=given.restart_fraction,
         restart=lambda key, n: given.restart_std * jax.random.normal(key, (n, end.dim)),
+        priority_power=given.priority_power,
     )
 
 
-def _optimiser(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+def _optimiser(
+    config: ConfigDict, num_steps: int, *, ratio: float = 1.0
+) -> optax.GradientTransformation:
     given = config.optimiser
-    peak, decay_steps = given.learning_rate, max(1, num_steps - given.warmup_steps)
+    peak, decay_steps = ratio * given.learning_rate, max(1, num_steps - given.warmup_steps)
     decay = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, decay_steps),
@@ -299,10 +288,17 @@ def _optimiser(config: ConfigDict, num_steps: int) -> optax.GradientTransformati
     if given.warmup_steps:
         warmup = optax.linear_schedule(0.0, peak, given.warmup_steps)
         rate = optax.join_schedules([warmup, decay], [given.warmup_steps])
-    return optax.chain(
-        optax.clip_by_global_norm(given.clip_norm),
-        optax.adamw(rate, b2=given.b2, weight_decay=given.weight_decay),
-    )
+    makers = {
+        "adamw": lambda: optax.adamw(rate, b2=given.b2, weight_decay=given.weight_decay),
+        # Its own rule is for matrices; everything else is left to AdamW, at the same rate.
+        "muon": lambda: contrib.muon(
+            rate,
+            adam_b2=given.b2,
+            weight_decay=given.weight_decay,
+            adam_weight_decay=given.weight_decay,
+        ),
+    }
+    return optax.chain(optax.clip_by_global_norm(given.clip_norm), makers[given.name]())
 
 
 def _check_batches(config: ConfigDict) -> None:

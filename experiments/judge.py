@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d2ejax import metrics, parallel, references, rollouts
+from d2ejax import gaussians, kernels, metrics, parallel, references, rollouts
 from d2ejax.algorithms import ipf
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.exact.base import ExactBridge, HostArray
 from d2ejax.exact.gaussian import GaussianBridge, gaussian_bridge
 from d2ejax.exact.grid import grid_bridge
-from d2ejax.exact.limit import k_step_limit
 from d2ejax.metrics import Estimate
 from d2ejax.typing import Array, Key
 from experiments.build import Experiment
@@ -25,6 +24,8 @@ from experiments.errors import one_line
 CHUNK = 2000
 """Paths simulated at once: one compiled function serves any number of them."""
 
+SCORED = 512
+"""Given paths scored at once."""
 
 _FLOOR_PAIRS = 3
 """The sampling floor of W2² varies several-fold from one pair of sample sets to the next."""
@@ -48,6 +49,19 @@ class Paths(NamedTuple):
     log_reference: Any
 
 
+class Score(NamedTuple):
+    """What the forward process makes of paths that are given.
+
+    Attributes:
+        drifts: (E[x_{k+1} | x_k] - x_k) / Δ_k at every point but the last,
+            `(n, num_steps, dim)`.
+        log_ratios: Log-density given x_0, less that of the reference, `(n,)`.
+    """
+
+    drifts: Any
+    log_ratios: Any
+
+
 class Judge:
     """Simulates and scores the processes of one experiment, beside the exact bridge.
 
@@ -58,6 +72,8 @@ class Judge:
         self.experiment = experiment
         self._forward = jax.jit(lambda state, key: _simulate(experiment, state, key, False))
         self._backward = jax.jit(lambda state, key: _simulate(experiment, state, key, True))
+        self._score = jax.jit(functools.partial(_score, experiment))
+        self._continue = jax.jit(functools.partial(_continue, experiment))
 
     @functools.cached_property
     def bridge(self) -> ExactBridge | None:
@@ -82,6 +98,15 @@ class Judge:
     def backward(self, state: ipf.State, key: Key, n: int) -> Paths:
         """Paths of the backward process started in true samples of the target."""
         return _in_chunks(self._backward, state, key, n)
+
+    def score(self, state: ipf.State, paths: HostArray) -> Score:
+        """Scores paths `(n, num_steps + 1, dim)`, whatever process they come from."""
+        return _in_pieces(lambda piece: self._score(state, piece), paths, SCORED)
+
+    def ends(self, state: ipf.State, key: Key, starts: HostArray) -> HostArray:
+        """Runs the forward process from each of `(n, dim)` starts to its end."""
+        keys = iter(jax.random.split(key, -(-len(starts) // CHUNK)))
+        return _in_pieces(lambda piece: self._continue(state, next(keys), piece), starts, CHUNK)
 
 
 def _simulate(experiment: Experiment, state: ipf.State, key: Key, backward: bool) -> Paths:
@@ -109,6 +134,39 @@ def _simulate(experiment: Experiment, state: ipf.State, key: Key, backward: bool
     return jax.vmap(one)(jax.random.split(path_key, CHUNK), starts)
 
 
+def _score(experiment: Experiment, state: ipf.State, paths: Array) -> Score:
+    process, params = experiment.forward, experiment.forward_params(state)
+
+    def step(step: kernels.Step, x: Array, following: Array) -> tuple[Array, Array]:
+        law = process.kernel(params, x, step)
+        return (law.mean - x) / step.length, gaussians.log_density(law, following)
+
+    def one(path: Array) -> Score:
+        drifts, log_densities = jax.vmap(step)(process.steps, path[:-1], path[1:])
+        reference = rollouts.log_density(experiment.reference, None, path)
+        return Score(drifts, jnp.sum(log_densities) - reference)
+
+    return jax.vmap(one)(paths)
+
+
+def _continue(experiment: Experiment, state: ipf.State, key: Key, starts: Array) -> Array:
+    params = experiment.forward_params(state)
+
+    def one(key: Key, x: Array) -> Array:
+        return rollouts.simulate(key, experiment.forward, params, x)[-1]
+
+    return jax.vmap(one)(jax.random.split(key, len(starts)), starts)
+
+
+def _in_pieces(function: Callable, rows: HostArray, size: int) -> Any:
+    """A function of `size` rows, applied to any number of them; float64 on the host."""
+    padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % size, axis=0)])
+    pieces = [function(_single(piece)) for piece in padded.reshape(-1, size, *rows.shape[1:])]
+    return jax.tree.map(
+        lambda *leaves: np.concatenate(leaves)[: len(rows)].astype(np.float64), *pieces
+    )
+
+
 def _in_chunks(simulate: Callable, state: ipf.State, key: Key, n: int) -> Paths:
     keys = jax.random.split(key, -(-n // CHUNK))
     chunks = [jax.tree.map(np.asarray, simulate(state, k)) for k in keys]
@@ -116,7 +174,9 @@ def _in_chunks(simulate: Callable, state: ipf.State, key: Key, n: int) -> Paths:
 
 
 def exact_bridge(experiment: Experiment) -> ExactBridge | None:
-    """The true bridge where it is known: between Gaussians, or densities in 1-D and 2-D."""
+    """The true bridge where it is known: a pair's, of Gaussians, of densities in 1-D or 2-D."""
+    if experiment.bridge is not None:
+        return experiment.bridge
     source, target = experiment.source, experiment.target
     t_max = float(experiment.grid.t_max)
     if source.moments is not None and target.moments is not None:
@@ -136,11 +196,19 @@ def exact_bridge(experiment: Experiment) -> ExactBridge | None:
 def exact_paths(experiment: Experiment, bridge: ExactBridge, key: Key, n: int) -> HostArray:
     """Paths of the true bridge on the grid: ends from its plan, joined by pinned bridges."""
     plan_key, path_key = jax.random.split(key)
-    x_0, x_1 = bridge.sample_plan(_host_generator(plan_key), n)
-    keys = jax.random.split(path_key, n)
-    draw = jax.jit(jax.vmap(references.pinned_path, (0, None, 0, 0, None)), static_argnums=1)
-    paths = draw(keys, experiment.law, *map(_single, (x_0, x_1)), experiment.grid)
+    return pinned_paths(experiment, path_key, *bridge.sample_plan(host_generator(plan_key), n))
+
+
+def pinned_paths(experiment: Experiment, key: Key, x_0: HostArray, x_1: HostArray) -> HostArray:
+    """Paths of the reference pinned at both ends, `(n, num_steps + 1, dim)`."""
+    keys = jax.random.split(key, len(x_0))
+    paths = _draw_pinned(keys, experiment.law, *map(_single, (x_0, x_1)), experiment.grid)
     return np.asarray(paths, np.float64)
+
+
+_draw_pinned = jax.jit(
+    jax.vmap(references.pinned_path, (0, None, 0, 0, None)), static_argnums=1
+)
 
 
 def host_log_density(end: Endpoint) -> Callable[[HostArray], HostArray]:
@@ -185,11 +253,13 @@ def evidence_metrics(experiment: Experiment, forward: Paths, backward: Paths) ->
     weights, upper = log_weights(experiment, forward), log_weights(experiment, backward)
     if weights is None or upper is None:
         return {}
+    true, importance = experiment.target.log_z, metrics.log_z_importance(weights)
     return {
         "log_z_lower": metrics.log_z_lower(weights),
         "log_z_upper": metrics.log_z_upper(upper),
-        "log_z_importance": metrics.log_z_importance(weights),
-        "log_z_true": experiment.target.log_z,
+        "log_z_importance": importance,
+        "log_z_true": true,
+        "log_z_error": None if true is None else abs(importance.value - true),
         "ess": metrics.effective_sample_size(weights),
     }
 
@@ -243,29 +313,8 @@ def gaussian_metrics(experiment: Experiment, forward: Paths, bridge: Any) -> dic
     }
 
 
-def limit(
-    experiment: Experiment, bridge: ExactBridge, learn_variance: bool, key: Key, n: int
-) -> Estimate:
-    """The bridge gap of kernels moment-matched to the true bridge on this grid.
-
-    What a K-step chain can be expected to reach; matching moments minimises the divergence the
-    other way round, so that a trained chain may end slightly below.
-    """
-    start_key, chain_key = jax.random.split(key)
-    starts = endpoints.sampler(experiment.source)(start_key, n)
-    return Estimate(
-        *k_step_limit(
-            bridge,
-            experiment.law,
-            experiment.grid.times,
-            np.asarray(starts, np.float64),
-            _host_generator(chain_key),
-            variance="learned" if learn_variance else "fixed",
-        )
-    )
-
-
-def _host_generator(key: Key) -> np.random.Generator:
+def host_generator(key: Key) -> np.random.Generator:
+    """A generator of the host's, seeded by a key."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 

@@ -13,7 +13,7 @@ from d2ejax.algorithms import ipf
 from d2ejax.exact.base import ExactBridge, HostArray
 from d2ejax.metrics import Estimate
 from d2ejax.typing import Key
-from experiments import judge, workdir
+from experiments import diagnosis, judge, workdir
 from experiments.build import Experiment
 from experiments.judge import Judge, Paths
 
@@ -24,7 +24,7 @@ _DRIFT_POINTS = 24
 def evaluate(
     config: ConfigDict, judged: Judge, state: ipf.State, directory: Path
 ) -> dict[str, Any]:
-    """Judges a trained bridge and draws its plots.
+    """Judges a trained bridge and, unless told not to, draws its plots.
 
     Args:
         config: The run's config.
@@ -35,7 +35,7 @@ def evaluate(
     Returns:
         Fields of the summary; an estimate's standard error stands beside it.
     """
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 5)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 7)
     experiment, bridge, settings = judged.experiment, judged.bridge, config.evaluate
     forward = judged.forward(state, keys[0], max(settings.num_paths, settings.num_samples))
     backward = judged.backward(state, keys[1], settings.num_paths)
@@ -48,13 +48,16 @@ def evaluate(
     if bridge is not None:
         found["path_kl_optimal"] = bridge.path_kl
         found["transport_cost_optimal"] = bridge.transport_cost
-        found["bridge_gap_limit"] = judge.limit(
-            experiment, bridge, config.learn_variance, keys[3], settings.num_paths
+        found |= diagnosis.split(
+            judged, bridge, state, forward, keys[3], learn_variance=config.learn_variance
         )
+        found |= diagnosis.drift_error(judged, bridge, state, keys[5])
+        found |= diagnosis.plan_metrics(judged, bridge, state, forward, keys[6])
     fields = _flat(found)
     fields["skipped_steps"] = int(state.skipped)
     fields["effective_anchors"] = _last(directory, int(state.step), "anchors")
-    _draw(config, experiment, state, keys[4], bridge, forward, fields, directory)
+    if settings.plots:
+        _draw(config, experiment, state, keys[4], bridge, forward, fields, directory)
     return fields
 
 
@@ -125,7 +128,7 @@ def _draw(
         {**record, "gradient_steps": record["step"], "phase": record["phase"].split()[0]}
         for record in workdir.read_records(directory, int(state.step))
     ]
-    names = (config.source.name, config.target.name)
+    names = (experiment.source.name, experiment.target.name)
     figures = {
         "marginals": plotting.marginals(times, learned, exact),
         "paths": plotting.sample_paths(times, learned, exact),

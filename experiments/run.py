@@ -140,7 +140,8 @@ def _report(args: Arguments, judge: Any, result: Any, process_start: float) -> N
         finished=result.step == judge.experiment.total_steps,
     )
     print(summary.table(written))
-    print(f"plots: {args.workdir / workdir.PLOTS}")
+    if args.config.evaluate.plots:
+        print(f"plots: {args.workdir / workdir.PLOTS}")
 
 
 if __name__ == "__main__":

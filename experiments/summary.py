@@ -32,10 +32,14 @@ _FEW_ANCHORS = 16
 
 _IDEALS: dict[str, str | float] = {
     "bridge_gap": 0.0,
+    "drift_error": 0.0,
     "path_kl": "path_kl_optimal",
     "w2_squared": "w2_squared_floor",
+    "bw_uvp": 0.0,
+    "conditional_bw_uvp": "conditional_bw_uvp_floor",
     "log_z_lower": "log_z_true",
     "log_z_upper": "log_z_true",
+    "log_z_error": 0.0,
     "transport_cost": "transport_cost_optimal",
     "mode_coverage": 1.0,
     "ess": 1.0,
@@ -73,6 +77,8 @@ def table(summary: Mapping[str, Any]) -> str:
     if summary.get("bridge_gap_limit") is not None:
         limit = _show(summary["bridge_gap_limit"])
         lines.append(f"kernels matched to the exact bridge on this grid: bridge_gap {limit}")
+    if summary.get("gap_path") is not None:
+        lines.append(_split(summary))
     anchors = summary.get("effective_anchors")
     if anchors is not None and anchors < _FEW_ANCHORS:
         lines.append(
@@ -86,6 +92,23 @@ def table(summary: Mapping[str, Any]) -> str:
         + (f", {rate:.0f} steps/s)" if rate else ")")
     )
     return "\n".join(lines)
+
+
+def _split(summary: Mapping[str, Any]) -> str:
+    """The bridge gap as a sum, on one line."""
+    parts = [
+        (summary[key], label)
+        for key, label in (
+            ("gap_discretisation", "discretisation"),
+            ("gap_terminal", "terminal marginal"),
+            ("gap_path", "path"),
+        )
+    ]
+    terms = " + ".join(f"{value:.3f} {label}" for value, label in parts).replace("+ -", "- ")
+    return (
+        f"bridge gap {summary['bridge_gap']:.3f} = {terms} "
+        f"(the last two ± {summary['gap_path_standard_error']:.3f})"
+    )
 
 
 def _show(value: Any) -> str:

@@ -3,6 +3,7 @@
 Three tables say it all, and are checked in this order:
 
 - `FIELDS`: one rule per key, of its value alone;
+- `RELATIONS_OF_ENDS`: conditions between the keys that name the ends;
 - the endpoints, which are built to learn their dimension and what they offer;
 - `RELATIONS`: conditions between keys.
 
@@ -10,100 +11,25 @@ To add a key: its default goes to `configs/base.py`, its rule to `FIELDS`.
 """
 
 import difflib
-import math
+import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
 from experiments.configs import base
 from experiments.errors import InputError, one_line
+from experiments.rules import Rule, boolean, choice, integer, mapping, number, text
 
 if TYPE_CHECKING:  # At run time it would bring in jax, which refusing a config can do without.
     from d2ejax.algorithms.half_steps import Loss
 
-LOSSES = ("auto", "likelihood", "log_variance", "trajectory_balance", "semi_discrete")
-_ENERGY_LOSSES = ("log_variance", "trajectory_balance", "semi_discrete")
-_VARIANCE_LOSSES = ("log_variance", "semi_discrete")
+_ANCHORED_LOSSES = ("semi_discrete", "hybrid")
+_VARIANCE_LOSSES = ("log_variance", *_ANCHORED_LOSSES)
+_ENERGY_LOSSES = ("trajectory_balance", *_VARIANCE_LOSSES)
+LOSSES = ("auto", "likelihood", *_ENERGY_LOSSES)
 
-
-class Rule(NamedTuple):
-    """What one key may hold.
-
-    Attributes:
-        allowed: The end of the sentence "must be ...".
-        holds: Whether a value is allowed.
-        convert: From an allowed value to the type that the key always has.
-    """
-
-    allowed: str
-    holds: Callable[[Any], bool]
-    convert: Callable[[Any], Any]
-
-
-def integer(minimum: int, maximum: int | None = None) -> Rule:
-    """An integer between the bounds given."""
-
-    def holds(value: Any) -> bool:
-        return (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and value >= minimum
-            and (maximum is None or value <= maximum)
-        )
-
-    limit = "" if maximum is None else f" and ≤ {maximum}"
-    return Rule(f"an integer ≥ {minimum}{limit}", holds, int)
-
-
-def number(
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-) -> Rule:
-    """A finite number between the bounds given."""
-    bounds = [
-        (sign, bound)
-        for sign, bound in ((">", above), ("≥", at_least), ("<", below), ("≤", at_most))
-        if bound is not None
-    ]
-
-    def holds(value: Any) -> bool:
-        return (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and (above is None or value > above)
-            and (at_least is None or value >= at_least)
-            and (below is None or value < below)
-            and (at_most is None or value <= at_most)
-        )
-
-    limits = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds)
-    return Rule(f"a number {limits}".rstrip(), holds, float)
-
-
-def choice(*names: str) -> Rule:
-    """One of the names given."""
-    quoted = ", ".join(repr(name) for name in names)
-    return Rule(f"one of {quoted}" if len(names) > 1 else quoted, lambda v: v in names, str)
-
-
-def boolean() -> Rule:
-    """True or False."""
-    return Rule("true or false", lambda value: isinstance(value, bool), bool)
-
-
-def text() -> Rule:
-    """Some text."""
-    return Rule("a name in quotes", lambda v: isinstance(v, str) and bool(v), str)
-
-
-def mapping() -> Rule:
-    """Keyword options, checked by the function that they are handed to."""
-    return Rule("a ConfigDict", lambda value: isinstance(value, ConfigDict), ConfigDict)
+_T = TypeVar("_T")
 
 
 FIELDS: dict[str, Rule] = {
@@ -115,6 +41,8 @@ FIELDS: dict[str, Rule] = {
     "target.name": text(),
     "target.access": choice("samples", "energy"),
     "target.options": mapping(),
+    "pair.name": choice("none", "mixtures", "gaussian_plan"),
+    "pair.options": mapping(),
     "reference.name": choice(
         "brownian", "ornstein_uhlenbeck", "variance_exploding", "variance_preserving"
     ),
@@ -145,12 +73,16 @@ FIELDS: dict[str, Rule] = {
     "ipf.backward_steps": integer(1),
     "ipf.forward_loss": choice(*LOSSES),
     "ipf.backward_loss": choice(*LOSSES),
-    "ipf.reanchor": boolean(),
+    "ipf.reanchor": choice("none", "backward", "forward", "both"),
+    "ipf.warm_start": boolean(),
     "ipf.paths_per_start": integer(1),
     "ipf.num_anchors": integer(1),
+    "ipf.min_anchors": number(at_least=0),
     "ipf.likelihood_batch_size": integer(0),
     "ipf.use_ema_opposite": boolean(),
+    "optimiser.name": choice("adamw", "muon"),
     "optimiser.learning_rate": number(above=0),
+    "optimiser.backward_ratio": number(above=0),
     "optimiser.schedule": choice("constant", "cosine"),
     "optimiser.warmup_steps": integer(0),
     "optimiser.b2": number(at_least=0, below=1),
@@ -162,6 +94,7 @@ FIELDS: dict[str, Rule] = {
     "exploration.reuse_path": boolean(),
     "exploration.buffer_size": integer(1),
     "exploration.add_ends": boolean(),
+    "exploration.priority_power": number(at_least=0),
     "exploration.refresh_method": choice("none", "ula", "averaged_ula", "mala", "hmc"),
     "exploration.refresh_every": integer(1),
     "exploration.refresh_steps": integer(1),
@@ -177,6 +110,7 @@ FIELDS: dict[str, Rule] = {
     "loop.max_consecutive_skipped": integer(1),
     "evaluate.num_samples": integer(2),
     "evaluate.num_paths": integer(2),
+    "evaluate.plots": boolean(),
 }
 
 
@@ -200,8 +134,8 @@ def resolve_losses(config: ConfigDict) -> tuple["Loss", "Loss"]:
 
     backward, forward = losses_by_access(config.source.access, config.target.access)
     given_backward, given_forward = config.ipf.backward_loss, config.ipf.forward_loss
-    if given_backward == forward == "semi_discrete":
-        forward = "log_variance"  # One of the two may be semi-discrete, and it is given.
+    if given_backward in _ANCHORED_LOSSES and forward == "semi_discrete":
+        forward = "log_variance"  # One of the two may have anchors, and it is given.
     return (
         backward if given_backward == "auto" else given_backward,
         forward if given_forward == "auto" else given_forward,
@@ -216,7 +150,7 @@ def _loss_relation(field: str, pinned: str) -> Relation:
     """What the loss of a half-step asks of the end that it pins."""
     allowed = {
         "samples": "'auto' or 'likelihood'",
-        "energy": "'auto', 'log_variance', 'trajectory_balance' or 'semi_discrete'",
+        "energy": f"'auto' or one of {_ENERGY_LOSSES}",
     }
 
     def holds(config: ConfigDict) -> bool:
@@ -234,21 +168,49 @@ def _fewest_steps(config: ConfigDict) -> int:
     return config.ipf.iterations * min(config.ipf.forward_steps, config.ipf.backward_steps)
 
 
+def _relations_of_end(end: str) -> tuple[Relation, ...]:
+    """An end is one of the pair exactly if there is a pair, and has then no options itself."""
+    return (
+        Relation(
+            f"{end}.name",
+            lambda c: (c[end].name == "pair") == (c.pair.name != "none"),
+            lambda c: (
+                "the name of an endpoint with pair.name = 'none'"
+                if c.pair.name == "none"
+                else f"'pair' with pair.name = {c.pair.name!r}"
+            ),
+        ),
+        Relation(
+            f"{end}.options",
+            lambda c: c.pair.name == "none" or not c[end].options,
+            lambda c: f"empty with {end}.name = 'pair': see pair.options",
+        ),
+    )
+
+
+RELATIONS_OF_ENDS: tuple[Relation, ...] = (
+    *_relations_of_end("source"),
+    *_relations_of_end("target"),
+    Relation(
+        "pair.options",
+        lambda c: c.pair.name != "none" or not c.pair.options,
+        lambda c: "empty with pair.name = 'none'",
+    ),
+)
+
 RELATIONS: tuple[Relation, ...] = (
     _loss_relation("forward_loss", pinned="target"),
     _loss_relation("backward_loss", pinned="source"),
     Relation(
         "ipf.backward_loss",
-        lambda c: resolve_losses(c) != ("semi_discrete", "semi_discrete"),
-        lambda c: (
-            "another loss: ipf.forward_loss is 'semi_discrete', and one of the two may be"
-        ),
+        lambda c: not all(loss in _ANCHORED_LOSSES for loss in resolve_losses(c)),
+        lambda c: f"another loss: one of the two may be one of {_ANCHORED_LOSSES}",
     ),
     Relation(
         "ipf.paths_per_start",
         lambda c: c.ipf.paths_per_start >= 2 or not _has_loss(c, *_VARIANCE_LOSSES),
         lambda c: (
-            "an integer ≥ 2 with the losses log_variance and semi_discrete, a variance over "
+            f"an integer ≥ 2 with the losses {', '.join(_VARIANCE_LOSSES)}: a variance over "
             "those paths"
         ),
     ),
@@ -299,13 +261,18 @@ def validate(config: ConfigDict) -> ConfigDict:
         InputError: At the first key that is missing, unknown or holds what it may not.
     """
     checked = check_fields(config)
+    check_relations(checked, RELATIONS_OF_ENDS)
     check_endpoints(checked)
-    for relation in RELATIONS:
-        if not relation.holds(checked):
-            raise refusal(
-                relation.field, get(checked, relation.field), relation.allowed(checked)
-            )
+    check_relations(checked, RELATIONS)
     return checked
+
+
+def check_relations(config: ConfigDict, relations: tuple[Relation, ...]) -> None:
+    """Raises InputError at the first condition that is not met."""
+    for relation in relations:
+        if not relation.holds(config):
+            value = get(config, relation.field)
+            raise refusal(relation.field, value, relation.allowed(config))
 
 
 def check_fields(config: ConfigDict) -> ConfigDict:
@@ -342,31 +309,38 @@ def check_known(name: str) -> None:
 def check_endpoints(config: ConfigDict) -> None:
     """Builds both ends: they must exist, offer the access asked for and agree in dimension."""
     # Imported here: it brings in jax, and a misspelt key should be refused at once.
-    from d2ejax.endpoints import registry
     from d2ejax.endpoints.base import restrict
+    from experiments import ends
 
-    dims = {}
-    for end in ("source", "target"):
-        section = config[end]
-        options = section.options.to_dict()
+    if config.pair.name == "none":
+        source, target = (
+            _buildable(config, end, functools.partial(ends.build_end, config[end]))
+            for end in ("source", "target")
+        )
+    else:
+        build = functools.partial(ends.build_pair, config)
+        source, target, _ = _buildable(config, "pair", build)
+    for end, endpoint in (("source", source), ("target", target)):
         try:
-            endpoint = registry.make_endpoint(section.name, **options)
-        except (TypeError, ValueError) as error:
-            given = f" with {end}.options = {options}" if options else ""
-            raise InputError(
-                f"{end}.name = {section.name!r}{given}: {one_line(error)}"
-            ) from error
-        try:
-            restrict(endpoint, section.access)
+            restrict(endpoint, config[end].access)
         except ValueError as error:
             # Its message begins with "access = ...".
             raise InputError(f"{end}.{one_line(error)}") from error
-        dims[end] = endpoint.dim
-    if dims["source"] != dims["target"]:
+    if source.dim != target.dim:
         raise InputError(
-            f"target.name = {config.target.name!r}: has dimension {dims['target']}: must be "
-            f"{dims['source']}, the dimension of the source {config.source.name!r}"
+            f"target.name = {config.target.name!r}: has dimension {target.dim}: must be "
+            f"{source.dim}, the dimension of the source {config.source.name!r}"
         )
+
+
+def _buildable(config: ConfigDict, section: str, build: Callable[[], _T]) -> _T:
+    """What `build` makes of a section; its complaints name the section's keys."""
+    try:
+        return build()
+    except (TypeError, ValueError) as error:
+        name, options = config[section].name, config[section].options.to_dict()
+        given = f" with {section}.options = {options}" if options else ""
+        raise InputError(f"{section}.name = {name!r}{given}: {one_line(error)}") from error
 
 
 def refusal(field: str, value: Any, allowed: str) -> InputError:

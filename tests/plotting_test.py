@@ -260,6 +260,11 @@ REFUSED = {
         case("overview", TIMES, GOOD, GOOD[0], numbers=NUMBERS, title=""),
     ),
     "numbers": ("numbers", case("overview", TIMES, GOOD, numbers={}, title="")),
+    "panels": ("panels", case("comparison", [], title="")),
+    "panels: shapes": (
+        "panels",
+        case("comparison", [plotting.Panel("", {"a": ([1], [1, 2])}, "", "")], title=""),
+    ),
     "animation: paths": ("paths", case("animation", TIMES, GOOD[..., 0], path="never.gif")),
 }
 
@@ -273,3 +278,45 @@ def test_bad_input_is_refused_by_name(argument, call):
 def test_plotting_never_imports_pyplot():
     code = "import sys, d2ejax.plotting;assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def panels():
+    lines = {"one": ([2, 16, 128], [0.1, 1.0, 30.0]), "two": ([2, 128], [0.2, 3.0])}
+    broken = {"one": ([2, 16, 128], [0.5, np.nan, -0.1]), "three": ([2], [0.4])}
+    return [
+        plotting.Panel("ε = 1", lines, "dimension", "gap", limit=([2, 128], [0.05, 0.06])),
+        plotting.Panel("ε = 10", broken, "dimension", "gap"),
+    ]
+
+
+def test_a_comparison_draws_each_name_alike_and_only_what_a_logarithm_can_show(tmp_path):
+    figure = plotting.comparison(panels(), title="Methods", limit_name="K-step limit")
+    assert_fit_to_show(figure, tmp_path / "comparison.png")
+    first, second = figure.axes
+    assert [list(line.get_xdata()) for line in first.lines] == [
+        [2, 16, 128],
+        [2, 128],
+        [2, 128],
+    ]
+    assert [list(line.get_ydata()) for line in second.lines] == [[0.5], [0.4]]
+    colors = [axes.lines[0].get_color() for axes in (first, second)]
+    assert colors[0] == colors[1] != first.lines[1].get_color()
+    assert list(first.get_xticks()) == [2, 16, 128]
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["one", "two", "three", "K-step limit"]
+
+
+def test_many_names_fit_below_a_single_panel(tmp_path):
+    lines = {f"ipf D2E log-variance {i}": ([2, 16], [i + 1, i + 2]) for i in range(7)}
+    panel = plotting.Panel("ε = 1", lines, "dimension", "gap", limit=([2], [0.1]))
+    figure = plotting.comparison([panel], title="Methods")
+    assert_fit_to_show(figure, tmp_path / "comparison.png")
+    looks = {(line.get_color(), str(line.get_linestyle())) for line in figure.axes[0].lines}
+    assert len(looks) == 8
+
+
+def test_a_comparison_fills_rows_and_hides_what_is_left(tmp_path):
+    figure = plotting.comparison(panels() * 2, title="Methods", columns=3, share_y=False)
+    assert_fit_to_show(figure, tmp_path / "comparison.png")
+    assert [axes.get_visible() for axes in figure.axes] == [True] * 4 + [False] * 2

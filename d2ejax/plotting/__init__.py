@@ -1,5 +1,7 @@
 """Figures of a bridge, from arrays; nothing here trains, samples or touches pyplot."""
 
+from d2ejax.plotting.comparison import Panel as Panel
+from d2ejax.plotting.comparison import comparison as comparison
 from d2ejax.plotting.curves import training_curves as training_curves
 from d2ejax.plotting.drifts import drift_field as drift_field
 from d2ejax.plotting.motion import animation as animation

@@ -63,13 +63,19 @@ def headline(figure: Figure, text: str) -> None:
     figure.suptitle(text, size=TITLE_SIZE, color=INK)
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """Puts one legend for all panels beneath them."""
+def legend_below(
+    figure: Figure,
+    handles: Sequence[Artist],
+    labels: Sequence[str],
+    *,
+    columns: int | None = None,
+) -> None:
+    """Puts one legend for all panels beneath them, in at most so many columns."""
     figure.legend(
         list(handles),
         list(labels),
         loc="outside lower center",
-        ncols=len(labels),
+        ncols=min(columns or len(labels), len(labels)),
         fontsize=LABEL_SIZE,
         labelcolor=INK,
         frameon=False,

@@ -23,6 +23,13 @@ def get_config() -> ConfigDict:
         method="ipf",  # the algorithm
         source=_endpoint(name="two_moons", access="samples"),  # p_0, the end at time 0
         target=_endpoint(name="ring", access="energy"),  # p_1, the end at time grid.t_max
+        pair=_section(
+            # none | mixtures | gaussian_plan: both ends made as one by d2ejax.pairs, for the
+            # reference and grid.t_max given here, with their exact bridge in any dimension;
+            # source.name and target.name are then "pair"
+            name="none",
+            options=_section(),  # keyword options of that constructor
+        ),
         reference=_reference(),
         grid=_section(
             num_steps=20,  # K: kernels per path, so network calls per path
@@ -36,7 +43,7 @@ def get_config() -> ConfigDict:
             bound=6.0,  # largest magnitude of the learned log-variance, in nats
         ),
         network=_network(),
-        batch_size=256,  # paths scored in one gradient step, all starts together
+        batch_size=128,  # paths scored in one gradient step, all starts together
         ipf=_ipf(),
         optimiser=_optimiser(),
         exploration=_exploration(),
@@ -52,6 +59,7 @@ def get_config() -> ConfigDict:
         evaluate=_section(
             num_samples=2000,  # samples in each set compared by W2²
             num_paths=10000,  # paths behind each Monte-Carlo estimate
+            plots=True,  # draw them; False for runs of which only the numbers matter
         ),
     )
 
@@ -62,7 +70,7 @@ def _section(**values: object) -> ConfigDict:
 
 def _endpoint(name: str, access: str) -> ConfigDict:
     return _section(
-        name=name,  # a constructor in d2ejax.endpoints.registry
+        name=name,  # a constructor in d2ejax.endpoints.registry, or "pair"
         access=access,  # samples | energy: all that training may see of this end
         options=_section(),  # keyword options of that constructor
     )
@@ -87,7 +95,7 @@ def _reference() -> ConfigDict:
 def _network() -> ConfigDict:
     return _section(
         width=64,  # of every hidden layer
-        depth=3,  # hidden layers
+        depth=4,  # hidden layers
         num_frequencies=8,  # cosines of each of the roots of time passed and time left
         layer_norm=True,  # normalise each hidden layer
         # drift that a network output of one stands for, in units of the reference's own
@@ -101,25 +109,33 @@ def _network() -> ConfigDict:
 def _ipf() -> ConfigDict:
     return _section(
         iterations=5,  # pairs of half-steps
-        forward_steps=600,  # gradient steps of each forward half-step
+        forward_steps=1500,  # gradient steps of each forward half-step
         # gradient steps of each backward half-step; all at the end with semi_discrete
         backward_steps=300,
-        # auto | likelihood | log_variance | trajectory_balance | semi_discrete; auto takes
-        # likelihood where the pinned end gives samples, semi_discrete where it gives an energy
-        # (log_variance for the backward half-step if the forward one is semi_discrete)
+        # auto | likelihood | log_variance | trajectory_balance | semi_discrete | hybrid; auto
+        # takes likelihood where the pinned end gives samples, semi_discrete where it gives an
+        # energy (log_variance for the backward half-step if the forward one is semi_discrete)
         forward_loss="auto",  # pinned end: the target
         backward_loss="auto",  # pinned end: the source
-        reanchor=True,  # likelihood: rejoin the endpoints by the reference's pinned bridge
+        # none | backward | forward | both: the likelihood half-steps that rejoin the endpoints
+        # of their paths by the reference's pinned bridge
+        reanchor="both",
+        warm_start=True,  # a half-step goes on from the parameters that it had before
         paths_per_start=8,  # N: paths that share a start, in the energy losses
         likelihood_batch_size=0,  # paths of a likelihood half-step; 0: batch_size
         num_anchors=1024,  # M: points of the other end behind a semi-discrete potential
+        # hybrid: effective anchors below which a gradient step turns to the learned opposite
+        # process, and the loss to log_variance
+        min_anchors=16.0,
         use_ema_opposite=True,  # draw the opposite process from its averaged parameters
     )
 
 
 def _optimiser() -> ConfigDict:
     return _section(
-        learning_rate=2e-3,  # AdamW, at its peak
+        name="muon",  # adamw | muon: for the weight matrices; biases always have AdamW
+        learning_rate=1e-2,  # at its peak
+        backward_ratio=1.0,  # learning rate of the backward process, in units of the forward's
         schedule="cosine",  # constant | cosine, over all gradient steps of one process
         warmup_steps=0,  # gradient steps of linear warm-up
         b2=0.999,  # decay of the second moment, per gradient step
@@ -136,6 +152,7 @@ def _exploration() -> ConfigDict:
         reuse_path=True,  # keep the backward path as one of the paths_per_start
         buffer_size=4096,  # points of the energy's end, per device
         add_ends=True,  # the ends of trained paths join them
+        priority_power=0.0,  # points are drawn with probability ∝ density^power
         refresh_method="mala",  # none | ula | averaged_ula | mala | hmc
         refresh_every=50,  # gradient steps between two refreshes
         refresh_steps=10,  # Langevin (or HMC) steps of a refresh

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config = gaussian_to_ring.get_config()
     config.grid.spacing = "uniform"
     config.variance.family = "bounded"
+    config.network.depth = 3
     config.network.energy_feature = False
     config.network.drift_scale = 1.0
     # 128 starts of two paths each, 128 paths in a likelihood half-step.
@@ -29,8 +30,9 @@ def get_config() -> ConfigDict:
     config.ipf.backward_steps = 4000
     config.ipf.forward_loss = "log_variance"
     config.ipf.backward_loss = "likelihood"
-    config.ipf.reanchor = False
+    config.ipf.reanchor = "none"
     config.ipf.use_ema_opposite = False
+    config.optimiser.name = "adamw"
     config.optimiser.learning_rate = 5e-4
     config.optimiser.schedule = "constant"
     config.optimiser.weight_decay = 1e-2

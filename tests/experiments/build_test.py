@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d2ejax import parallel
+from d2ejax import pairs, parallel, references
 from d2ejax.algorithms import ipf
 from d2ejax.endpoints import registry
 from experiments import build, validation
@@ -165,6 +165,23 @@ def test_a_process_is_judged_by_its_average():
     assert experiment.backward_params(state) == "average backward"
 
 
+def test_a_pair_gives_both_ends_and_their_bridge():
+    options = {"dim": 3, "num_components": 2}
+    config = small.shrunk("mixtures", {"pair.options": options, "reference.sigma": 0.7})
+    experiment = build.build(config)
+    pair = pairs.make_pair("mixtures", references.brownian(0.7), 1.0, **options)
+    assert experiment.source.dim == experiment.target.dim == 3
+    np.testing.assert_array_equal(experiment.target.modes, pair.target.modes)
+    assert experiment.bridge.path_kl == pair.bridge.path_kl
+    x = np.zeros((1, 3), np.float32)
+    np.testing.assert_allclose(
+        experiment.source.log_density(x[0]),
+        experiment.bridge.source.log_density(x)[0],
+        rtol=1e-4,
+    )
+    assert build.build(small.gaussians()).bridge is None
+
+
 # ---- Training sees no more than it may
 
 
@@ -184,6 +201,7 @@ def forbidden(monkeypatch):
 
         monkeypatch.setitem(registry.ENDPOINTS, name, guarded)
 
+    forbid.blind = lambda endpoint: endpoint._replace(sample=refuse)
     return forbid
 
 
@@ -208,6 +226,20 @@ def test_energy_to_energy_never_asks_for_samples(forbidden, changes):
     trace_both_half_steps(small.shrunk("cross_to_ring", changes))
 
 
+def test_energies_of_a_pair_are_trained_without_its_samples(forbidden, monkeypatch):
+    @functools.wraps(pairs.mixture_pair)
+    def blinded(*arguments, **options):
+        source, target, bridge = pairs.mixture_pair(*arguments, **options)
+        return pairs.Pair(forbidden.blind(source), forbidden.blind(target), bridge)
+
+    monkeypatch.setitem(pairs.PAIRS, "mixtures", blinded)
+    # Other options than elsewhere: a pair is kept.
+    changes = {"source.access": "energy", "pair.options": {"num_components": 2, "seed": 9}}
+    trace_both_half_steps(small.shrunk("mixtures", changes))
+    with pytest.raises(AssertionError, match="denies"):
+        trace_both_half_steps(small.shrunk("mixtures", changes | {"source.access": "samples"}))
+
+
 @pytest.mark.parametrize("loss", ["auto", "log_variance", "trajectory_balance"])
 def test_data_to_energy_sees_no_sample_of_the_target_and_no_energy_of_the_source(
     forbidden, loss
@@ -217,7 +249,7 @@ def test_data_to_energy_sees_no_sample_of_the_target_and_no_energy_of_the_source
     trace_both_half_steps(small.shrunk("two_moons", {"ipf.forward_loss": loss}))
 
 
-@pytest.mark.parametrize("reanchor", [True, False])
+@pytest.mark.parametrize("reanchor", ["both", "none"])
 def test_data_to_data_sees_no_energy(forbidden, reanchor):
     forbidden("gaussian", "log_density")
     forbidden("ring", "log_density")
@@ -273,10 +305,13 @@ DATA = {
     "ipf.iterations": 2,
     "ipf.forward_steps": 4,
     "ipf.backward_steps": 3,
-    "ipf.reanchor": False,
+    "ipf.reanchor": "backward",
+    "ipf.warm_start": False,
     "ipf.likelihood_batch_size": 16,
     "ipf.use_ema_opposite": False,
+    "optimiser.name": "adamw",
     "optimiser.learning_rate": 3e-3,
+    "optimiser.backward_ratio": 2.0,
     "optimiser.schedule": "constant",
     "optimiser.warmup_steps": 1,
     "optimiser.b2": 0.99,
@@ -302,6 +337,7 @@ ENERGY = {
     "exploration.reuse_path": False,
     "exploration.buffer_size": 9,
     "exploration.add_ends": False,
+    "exploration.priority_power": 0.5,
     "exploration.refresh_method": "hmc",
     "exploration.refresh_every": 3,
     "exploration.refresh_steps": 2,
@@ -322,9 +358,22 @@ ELSEWHERE = {
     "loop.max_consecutive_skipped",
     "evaluate.num_samples",
     "evaluate.num_paths",
+    "evaluate.plots",
 }
 
+PAIR = {
+    "pair.name": "mixtures",
+    "pair.options": {"num_components": 2},
+    "source.name": "pair",
+    "source.options": {},
+    "target.name": "pair",
+    "target.options": {},
+}
+"""Settings of two ends that are made as a pair."""
+
 UNDER = {
+    "pair.name": (PAIR, "gaussian_plan"),
+    "pair.options": (PAIR, {"num_components": 3}),
     "reference.rate": ({"reference.name": "ornstein_uhlenbeck"}, 2.0),
     "reference.sigma_min": ({"reference.name": "variance_exploding"}, 0.02),
     "reference.sigma_max": ({"reference.name": "variance_exploding"}, 4.0),
@@ -334,6 +383,7 @@ UNDER = {
     # Both are the same for Brownian motion.
     "reference.discretisation": ({"reference.name": "ornstein_uhlenbeck"}, "euler"),
     "ipf.num_anchors": ({"target.access": "energy", "ipf.forward_loss": "semi_discrete"}, 8),
+    "ipf.min_anchors": ({"target.access": "energy", "ipf.forward_loss": "hybrid"}, 4.0),
     "ipf.backward_loss": (
         {"source.access": "energy", "ipf.backward_loss": "log_variance"},
         "trajectory_balance",

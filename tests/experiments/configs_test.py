@@ -55,6 +55,7 @@ def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
         ("moons_to_ring_d2d", ("two_moons", "samples"), ("ring", "samples")),
         ("cross_to_ring", ("cross", "energy"), ("ring", "energy")),
         ("gaussian_to_gaussian", ("gaussian", "samples"), ("gaussian", "energy")),
+        ("mixtures", ("pair", "samples"), ("pair", "energy")),
         ("smoke", ("two_moons", "samples"), ("ring", "energy")),
         ("paper_gaussian_to_ring", ("gaussian", "samples"), ("ring", "energy")),
     ],
@@ -69,7 +70,8 @@ def test_the_paper_has_its_own_settings_and_not_the_defaults():
     config = validation.validate(small.load("paper_gaussian_to_ring"))
     assert validation.resolve_losses(config) == ("likelihood", "log_variance")
     assert (config.grid.spacing, config.ipf.paths_per_start) == ("uniform", 2)
-    assert not (config.ipf.reanchor or config.exploration.reuse_path)
+    assert config.ipf.reanchor == "none" and not config.exploration.reuse_path
+    assert (config.optimiser.name, config.network.depth) == ("adamw", 3)
     assert not (config.ipf.use_ema_opposite or config.network.energy_feature)
     # Its parameters are judged as they are: a moving average of decay 0 is no average.
     assert config.optimiser.ema_decay == 0

@@ -10,11 +10,30 @@ import pytest
 
 from d2ejax import parallel
 from d2ejax.endpoints import registry
-from experiments import build, checkpoints, judge, loop, report, run, summary, workdir
+from experiments import (
+    build,
+    checkpoints,
+    diagnosis,
+    judge,
+    loop,
+    report,
+    run,
+    summary,
+    workdir,
+)
 from tests.experiments import small
 from tests.experiments.conftest import ROOT
 
-EXACT = ("path_kl_optimal", "bridge_gap", "bridge_gap_limit", "transport_cost_optimal")
+EXACT = (
+    "path_kl_optimal",
+    "bridge_gap",
+    "bridge_gap_limit",
+    "gap_discretisation",
+    "gap_terminal",
+    "gap_path",
+    "drift_error",
+    "transport_cost_optimal",
+)
 PLOTS = {"marginals", "paths", "coupling", "drift", "training", "overview"}
 EVIDENCE = ("log_z_lower", "log_z_upper", "log_z_true", "log_z_importance", "ess")
 
@@ -22,7 +41,16 @@ EVIDENCE = ("log_z_lower", "log_z_upper", "log_z_true", "log_z_importance", "ess
 @pytest.fixture(autouse=True)
 def few_paths(monkeypatch):
     monkeypatch.setattr(judge, "CHUNK", 64)
+    monkeypatch.setattr(judge, "SCORED", 64)
     monkeypatch.setattr(report, "_PLOTTED", 60)
+    for name, few in {
+        "ENDS": 32,
+        "OTHERS": 2,
+        "DRIFT_PATHS": 64,
+        "STARTS": 8,
+        "DRAWS": 16,
+    }.items():
+        monkeypatch.setattr(diagnosis, f"_{name}", few)
     # Tested elsewhere, and slow.
     monkeypatch.setattr(
         report.plotting, "animation", lambda times, paths, *, path: path.write_bytes(b"GIF")
@@ -51,7 +79,7 @@ def evaluate(config, directory, records=RECORDS):
     state = state._replace(step=jnp.int32(records[-1]["step"]))
     fields = report.evaluate(config, judged, state, directory)
     summary.write(directory, fields, step=0, times=loop.Times(), finished=False)
-    plots = {path.name for path in (directory / workdir.PLOTS).iterdir()}
+    plots = {path.name for path in (directory / workdir.PLOTS).glob("*")}
     return json.loads((directory / workdir.SUMMARY).read_text()), plots
 
 
@@ -84,6 +112,18 @@ def test_another_dimension_is_judged_and_drawn(tmp_path):
     assert "bridge_gap_standard_error" in found
     # There is no drift field to draw but in the plane.
     assert plots == {f"{name}.png" for name in PLOTS - {"drift"}} | {"transport.gif"}
+
+
+def test_a_pair_is_judged_by_its_own_plan_and_without_plots_if_none_are_asked_for(tmp_path):
+    found, plots = evaluate(small.shrunk("mixtures", {"evaluate.plots": False}), tmp_path)
+    for name in (*EXACT, *EVIDENCE, "log_z_error", "bw_uvp", "conditional_bw_uvp"):
+        assert np.isfinite(found[name]), name
+    assert found["conditional_bw_uvp"] > found["conditional_bw_uvp_floor"]
+    assert found["log_z_error"] == pytest.approx(
+        abs(found["log_z_importance"] - found["log_z_true"])
+    )
+    assert plots == set()
+    assert "path (the last two ±" in summary.table(found)
 
 
 def test_samples_of_undefined_weights_are_nan(samples_only, tmp_path):

@@ -153,6 +153,7 @@ def test_evaluate_repeats_the_summary_and_sample_writes_paths(tmp_path, call):
     again = json.loads((tmp_path / "run" / workdir.SUMMARY).read_text())
     assert again["w2_squared"] == summary["w2_squared"]
     assert again["finished"]
+    assert "plots:" not in call("--mode=evaluate", "--config.evaluate.plots=False")[1]
     output = tmp_path / "paths.npz"
     status, out, _ = call("--mode=sample", "--num_samples=5", f"--output={output}")
     assert status == 0

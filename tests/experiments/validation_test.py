@@ -118,6 +118,8 @@ def test_missing_key():
         ("samples", "energy", "trajectory_balance", "likelihood", None),
         ("samples", "energy", "semi_discrete", "auto", None),
         ("energy", "samples", "auto", "semi_discrete", None),
+        ("energy", "energy", "hybrid", "auto", None),
+        ("energy", "energy", "auto", "hybrid", None),
         ("samples", "energy", "likelihood", "auto", "ipf.forward_loss"),
         ("samples", "samples", "log_variance", "auto", "ipf.forward_loss"),
         ("samples", "samples", "trajectory_balance", "auto", "ipf.forward_loss"),
@@ -126,6 +128,8 @@ def test_missing_key():
         ("energy", "samples", "semi_discrete", "auto", "ipf.forward_loss"),
         ("samples", "samples", "auto", "semi_discrete", "ipf.backward_loss"),
         ("energy", "energy", "semi_discrete", "semi_discrete", "ipf.backward_loss"),
+        ("energy", "energy", "semi_discrete", "hybrid", "ipf.backward_loss"),
+        ("samples", "samples", "hybrid", "auto", "ipf.forward_loss"),
     ],
 )
 def test_each_loss_needs_what_its_ends_offer(source, target, forward, backward, refused):
@@ -169,6 +173,37 @@ def test_unknown_endpoint_and_option():
     text = message(target__options__radus=1.0)
     assert text.startswith("target.name = 'ring' with target.options = {'radus': 1.0}: ")
     assert "radius" in text
+
+
+PAIR = {"pair__name": "mixtures", "source__name": "pair", "target__name": "pair"}
+
+
+def test_a_pair_is_both_ends_or_neither():
+    validation.validate(changed(**PAIR))
+    assert message(**PAIR | {"target__name": "ring"}) == (
+        "target.name = 'ring': must be 'pair' with pair.name = 'mixtures'"
+    )
+    assert message(source__name="pair") == (
+        "source.name = 'pair': must be the name of an endpoint with pair.name = 'none'"
+    )
+    assert message(pair__name="mixture").startswith("pair.name = 'mixture': must be one of 'no")
+
+
+def test_options_stand_where_they_count():
+    assert message(**PAIR, target__options__radius=1.0) == (
+        "target.options = {'radius': 1.0}: must be empty with target.name = 'pair': see "
+        "pair.options"
+    )
+    assert message(pair__options__dim=3).startswith("pair.options = {'dim': 3}: must be empty")
+    text = message(**PAIR, pair__options__separatoin=1.0)
+    assert text.startswith("pair.name = 'mixtures' with pair.options = {'separatoin': 1.0}: ")
+    assert "did you mean 'separation'" in text
+
+
+def test_access_that_a_pair_does_not_offer():
+    text = message(**PAIR | {"pair__name": "gaussian_plan"}, target__access="energy")
+    assert text.startswith("target.access = 'energy': ")
+    assert "allowed: 'samples'" in text
 
 
 def test_access_that_the_endpoint_does_not_offer(monkeypatch):

@@ -1,0 +1,235 @@
+"""One lever at a time off the defaults: what each choice of training is worth.
+
+`python -m benchmarks.ablation --config=two_moons --folder=runs/ablation` trains the defaults
+and every setting of every lever on some seeds, and leaves results.jsonl (cells that are there
+are not repeated) and, for each config, its table <config>.md in the folder. To add a lever, add
+its line to `LEVERS`; levers pulled together are a lever like any other.
+"""
+
+import argparse
+import functools
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import runs
+from benchmarks.runs import Record
+
+Overrides = Mapping[str, Any] | Callable[[ConfigDict], Mapping[str, Any]]
+"""Values of dotted keys, or how they follow from those of the config."""
+
+
+def _key(name: str, *values: Any) -> dict[str, Overrides]:
+    """Settings of one key, labelled by its values."""
+    return {str(value): {name: value} for value in values}
+
+
+def _off_policy(start: float, end: float) -> dict[str, Any]:
+    return {
+        "exploration.off_policy_ratio": start,
+        "exploration.off_policy_ratio_end": end,
+    }
+
+
+def _iterations(count: int) -> Callable[[ConfigDict], dict[str, Any]]:
+    """The same gradient steps in another number of iterations."""
+
+    def overrides(config: ConfigDict) -> dict[str, Any]:
+        steps = {
+            f"ipf.{name}": max(1, round(config.ipf[name] * config.ipf.iterations / count))
+            for name in ("forward_steps", "backward_steps")
+        }
+        return {"ipf.iterations": count, **steps}
+
+    return overrides
+
+
+def _forward_share(share: float) -> Callable[[ConfigDict], dict[str, Any]]:
+    """The same gradient steps, shared out otherwise between the two processes."""
+
+    def overrides(config: ConfigDict) -> dict[str, Any]:
+        both = config.ipf.forward_steps + config.ipf.backward_steps
+        forward = max(1, round(share * both))
+        return {"ipf.forward_steps": forward, "ipf.backward_steps": max(1, both - forward)}
+
+    return overrides
+
+
+LEVERS: dict[str, dict[str, Overrides]] = {
+    "grid": {
+        "uniform": {"grid.spacing": "uniform"},
+        "cosine": {"grid.spacing": "cosine"},
+        **{f"power {power}": {"grid.power": power} for power in (1.5, 3.0)},
+    },
+    "variance": {
+        "bounded": {"variance.family": "bounded"},
+        "fixed": {"learn_variance": False},
+    },
+    "paths_per_start": _key("ipf.paths_per_start", 2, 4, 16),
+    "off_policy_ratio": {
+        **{f"{ratio}": _off_policy(ratio, ratio) for ratio in (0.0, 0.25, 0.75, 1.0)},
+        "1 to 0": _off_policy(1.0, 0.0),
+    },
+    "reuse_path": _key("exploration.reuse_path", False),
+    "refresh": _key("exploration.refresh_method", "none", "averaged_ula", "hmc"),
+    "add_ends": _key("exploration.add_ends", False),
+    "temperature": _key("exploration.inverse_temperature_start", 0.1, 0.5),
+    "energy_feature": _key("network.energy_feature", False),
+    "forward_loss": _key("ipf.forward_loss", "log_variance", "trajectory_balance", "hybrid"),
+    "reanchor": _key("ipf.reanchor", "none", "backward", "forward"),
+    "warm_start": _key("ipf.warm_start", False),
+    "priority_power": _key("exploration.priority_power", 0.5),
+    "optimiser": {"adamw": {"optimiser.name": "adamw", "optimiser.learning_rate": 2e-3}},
+    "learning_rate": _key("optimiser.learning_rate", 5e-3, 2e-2),
+    "backward_ratio": _key("optimiser.backward_ratio", 0.5, 2.0),
+    "schedule": _key("optimiser.schedule", "constant"),
+    "depth": _key("network.depth", 3, 5),
+    "batch_size": _key("batch_size", 64, 256),
+    "ema_decay": _key("optimiser.ema_decay", 0.0, 0.9, 0.999),
+    "use_ema_opposite": _key("ipf.use_ema_opposite", False),
+    "num_anchors": _key("ipf.num_anchors", 256, 512, 2048),
+    "iterations": {f"{count}": _iterations(count) for count in (1, 2, 10, 20)},
+    "forward_share": {f"{share}": _forward_share(share) for share in (0.5, 0.8)},
+}
+"""Lever to its settings, each other than the default: label to overrides."""
+
+_ADAMW = {"optimiser.name": "adamw", "optimiser.learning_rate": 2e-3}
+_PLAIN = {"ipf.forward_loss": "log_variance", "ipf.reanchor": "none"}
+_PUBLISHED_KERNELS = {"grid.spacing": "uniform", "variance.family": "bounded"}
+LEVERS["together"] = {
+    "adamw, depth 3": {**_ADAMW, "network.depth": 3},
+    "adamw, depth 3, batch 256": {**_ADAMW, "network.depth": 3, "batch_size": 256},
+    "on-policy, no energy feature": {
+        **_off_policy(0.0, 0.0),
+        "network.energy_feature": False,
+    },
+    "plain IPF": _PLAIN,
+    "plain IPF, on-policy": {**_PLAIN, **_off_policy(0.0, 0.0)},
+    "uniform grid, bounded variance": _PUBLISHED_KERNELS,
+    "near the published setting": {
+        **_PLAIN,
+        **_ADAMW,
+        **_PUBLISHED_KERNELS,
+        "network.energy_feature": False,
+        "ipf.paths_per_start": 2,
+        "exploration.reuse_path": False,
+    },
+}
+
+DEFAULTS = "defaults"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="benchmarks.ablation")
+    add = parser.add_argument
+    add("--config", default="two_moons", help="a name in experiments/configs")
+    add("--folder", type=Path, default=Path("runs/ablation"), help="where all goes")
+    add("--levers", type=runs.listed(str, LEVERS), default=list(LEVERS))
+    add("--seeds", type=runs.listed(int), default=[0, 1, 2])
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="in every run")
+    return parser.parse_args(argv)
+
+
+def cells(args: argparse.Namespace) -> Iterator[Record]:
+    """The defaults first, then every setting of the levers asked for."""
+    settings = [(DEFAULTS, "")]
+    settings += [(lever, label) for lever in args.levers for label in LEVERS[lever]]
+    for lever, setting in settings:
+        for seed in args.seeds:
+            yield {
+                "config": args.config,
+                "set": args.set,
+                "lever": lever,
+                "setting": setting,
+                "seed": seed,
+            }
+
+
+def overrides(cell: Record) -> dict[str, Any]:
+    """The cell's values of dotted keys."""
+    always = dict(setting.split("=", 1) for setting in cell["set"])
+    found: Overrides = {}
+    if cell["lever"] != DEFAULTS:
+        found = LEVERS[cell["lever"]][cell["setting"]]
+    if callable(found):
+        module = importlib.import_module(f"experiments.configs.{cell['config']}")
+        config = module.get_config()
+        for name, value in always.items():
+            section, _, leaf = name.rpartition(".")
+            (config[section] if section else config)[leaf] = json.loads(value)
+        found = found(config)
+    return {"seed": cell["seed"], "evaluate.plots": False, **always, **found}
+
+
+def measure(folder: Path, cell: Record) -> Record:
+    """Trains one cell; what it found, or why it failed."""
+    parts = (*cell["set"], *(str(cell[key]) for key in ("config", "lever", "setting", "seed")))
+    name = "_".join(part for part in parts if part).replace(" ", "-")
+    config = f"experiments/configs/{cell['config']}.py"
+    directory, cache = folder / "runs" / name, folder / "compiled"
+    try:
+        return runs.train(config, overrides(cell), directory, cache=cache)
+    except runs.RunFailed as error:
+        return {"failed": str(error)}
+
+
+def table(records: Sequence[Record]) -> str:
+    """A line per setting: medians over its seeds, the range of the gap."""
+    columns = (
+        "lever",
+        "setting",
+        "gap (limit) [nats]",
+        "over seeds",
+        "terminal part",
+        "path part",
+        "smallest mode",
+        "seconds",
+    )
+    lines: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        lines.setdefault((record["lever"], record["setting"]), []).append(record)
+    return runs.markdown(columns, (_row(*key, found) for key, found in lines.items()))
+
+
+def _row(lever: str, setting: str, records: Sequence[Record]) -> list[str]:
+    done = [r for r in records if "failed" not in r]
+    failed = len(records) - len(done)
+    gaps = [r["bridge_gap"] for r in done if r.get("bridge_gap") is not None]
+    span = f"{min(gaps):.3f} to {max(gaps):.3f}" if gaps else "-"
+    seconds = [runs.train_seconds(r) for r in done]
+    smallest = [min(r["mode_weights"]) for r in done if r.get("mode_weights")]
+    return [
+        lever,
+        setting,
+        runs.beside(_median(done, "bridge_gap"), _median(done, "bridge_gap_limit")),
+        f"{span}, {failed} failed" if failed else span,
+        runs.number(_median(done, "gap_terminal")),
+        runs.number(_median(done, "gap_path")),
+        runs.number(min(smallest, default=None)),
+        runs.number(float(np.median(seconds)) if seconds else None, 0),
+    ]
+
+
+def _median(records: Sequence[Record], name: str) -> float | None:
+    values = [record[name] for record in records if record.get(name) is not None]
+    return float(np.median(values)) if values else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains what is missing, then writes and prints the table."""
+    args = parse(argv)
+    path = args.folder / "results.jsonl"
+    records = runs.complete(path, cells(args), functools.partial(measure, args.folder))
+    text = table(records)
+    (args.folder / f"{args.config}.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

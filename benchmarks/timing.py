@@ -1,0 +1,46 @@
+"""What a gradient step costs: seconds to compile it, and milliseconds to run it."""
+
+import time
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from d2ejax import parallel
+from experiments import build
+
+NEVER = 10**6
+"""So many gradient steps of a half-step that the timing never leaves it."""
+
+
+class Cost(NamedTuple):
+    """The cost of a configuration's first half-step.
+
+    Attributes:
+        compile_seconds: Of initialisation, compilation and one step.
+        milliseconds: Of one gradient step.
+    """
+
+    compile_seconds: float
+    milliseconds: float
+
+
+def cost_of_step(config: ConfigDict, *, dispatch: int, repeats: int) -> Cost:
+    """Runs gradient steps as the runner does, many in one dispatch; the fastest counts.
+
+    Args:
+        config: A validated configuration.
+        dispatch: Gradient steps in one dispatch.
+        repeats: Dispatches timed.
+    """
+    trainer = parallel.data_parallel(build.build(config).algorithm)
+    start = time.perf_counter()
+    state = trainer.init(jax.random.key(0))
+    state, _ = jax.block_until_ready(trainer.run(state, 1))
+    compile_seconds = time.perf_counter() - start
+    fastest = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(trainer.run(state, dispatch))
+        fastest = min(fastest, time.perf_counter() - start)
+    return Cost(compile_seconds, 1e3 * fastest / dispatch)

@@ -1,0 +1,70 @@
+"""The two ends of a configuration: each by itself, or a pair that brings its bridge along."""
+
+import functools
+import json
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from d2ejax import pairs, references
+from d2ejax.endpoints import registry
+from d2ejax.endpoints.base import Endpoint
+from d2ejax.exact.base import ExactBridge
+from d2ejax.references import Reference
+
+
+class Ends(NamedTuple):
+    """What a bridge is to join.
+
+    Attributes:
+        source: Everything known about p_0.
+        target: Everything known about p_1.
+        bridge: Their exact bridge, where they were made for it.
+    """
+
+    source: Endpoint
+    target: Endpoint
+    bridge: ExactBridge | None = None
+
+
+def build_ends(config: ConfigDict) -> Ends:
+    """Both ends with everything known about them."""
+    if config.pair.name == "none":
+        return Ends(build_end(config.source), build_end(config.target))
+    return build_pair(config)
+
+
+def build_end(section: ConfigDict) -> Endpoint:
+    """The endpoint of the section `source` or `target`."""
+    return registry.make_endpoint(section.name, **section.options.to_dict())
+
+
+def build_pair(config: ConfigDict) -> Ends:
+    """The ends and the bridge of the section `pair`, for the reference of the configuration."""
+    relevant = {name: config[name].to_dict() for name in ("pair", "reference", "grid")}
+    return _pair(json.dumps(relevant, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _pair(relevant: str) -> Ends:
+    """Kept, because it takes seconds and validation needs it as well as the experiment."""
+    config = ConfigDict(json.loads(relevant))
+    reference, t_max = build_reference(config), config.grid.t_max
+    options = config.pair.options.to_dict()
+    return Ends(*pairs.make_pair(config.pair.name, reference, t_max, **options))
+
+
+def build_reference(config: ConfigDict) -> Reference:
+    """The reference process in continuous time."""
+    given, t_max = config.reference, config.grid.t_max
+    makers = {
+        "brownian": lambda: references.brownian(given.sigma),
+        "ornstein_uhlenbeck": lambda: references.ornstein_uhlenbeck(given.sigma, given.rate),
+        "variance_exploding": lambda: references.variance_exploding(
+            given.sigma_min, given.sigma_max, t_max
+        ),
+        "variance_preserving": lambda: references.variance_preserving(
+            given.beta_min, given.beta_max, t_max
+        ),
+    }
+    return makers[given.name]()

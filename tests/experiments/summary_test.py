@@ -1,0 +1,42 @@
+"""The lines of the table that say more than a metric and its ideal."""
+
+from experiments import summary
+
+BASE = {"gradient_steps": 10, "wall_seconds": 2.0, "compile_seconds": 1.0}
+SPLIT = {
+    "bridge_gap": 0.1178,
+    "bridge_gap_limit": 0.0702,
+    "gap_discretisation": 0.0702,
+    "gap_terminal": 0.0101,
+    "gap_path": 0.0375,
+    "gap_path_standard_error": 0.0061,
+}
+
+
+def test_a_gap_is_split_on_one_line():
+    assert (
+        "bridge gap 0.118 = 0.070 discretisation + 0.010 terminal marginal + 0.037 path "
+        "(the last two ± 0.006)"
+    ) in summary.table(BASE | SPLIT).splitlines()
+    negative = SPLIT | {"gap_terminal": -0.0042, "gap_discretisation": -0.0001}
+    assert "= -0.000 discretisation - 0.004 terminal marginal +" in summary.table(
+        BASE | negative
+    )
+
+
+def test_what_is_not_split_has_no_such_line():
+    whole = {k: v for k, v in SPLIT.items() if not k.startswith("gap_")}
+    table = summary.table(BASE | whole)
+    assert "terminal" not in table
+    assert "bridge_gap 0.0702" in table
+
+
+def test_errors_are_shown_beside_their_floors():
+    measured = {
+        "conditional_bw_uvp": 3.5,
+        "conditional_bw_uvp_floor": 0.25,
+        "drift_error": 0.02,
+    }
+    rows = [line.split() for line in summary.table(BASE | measured).splitlines()]
+    assert ["conditional_bw_uvp", "3.5000", "0.2500"] in rows
+    assert ["drift_error", "0.0200", "0.0000"] in rows
