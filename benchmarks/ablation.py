@@ -1,24 +1,26 @@
 """One lever at a time off the defaults: what each choice of training is worth.
 
 `python -m benchmarks.ablation --config=two_moons --folder=runs/ablation` trains the defaults
-and every setting of every lever on some seeds, and leaves results.jsonl (cells that are there
-are not repeated) and, for each config, its table <config>.md in the folder. To add a lever, add
-its line to `LEVERS`; levers pulled together are a lever like any other.
+and every setting of every lever on some seeds, and leaves results.jsonl (cells that have a
+record of the same configuration are not repeated) and, for each config and --set, the table of
+all its records, <config>[_<set>].md, in the folder. To add a lever, add its line to `LEVERS`;
+levers pulled together are a lever like any other.
 """
 
 import argparse
 import functools
-import importlib
-import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from ml_collections import ConfigDict
 
 from benchmarks import runs
-from benchmarks.runs import Record
+from benchmarks.runs import Cell, Record
+from experiments import ends
 
 Overrides = Mapping[str, Any] | Callable[[ConfigDict], Mapping[str, Any]]
 """Values of dotted keys, or how they follow from those of the config."""
@@ -123,17 +125,28 @@ LEVERS["together"] = {
 
 DEFAULTS = "defaults"
 
+_FIELDS = ("config", "set", "lever", "setting", "seed")
+
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.ablation")
     add = parser.add_argument
+    runs.add_flags(parser, "runs/ablation")
     add("--config", default="two_moons", help="a name in experiments/configs")
-    add("--folder", type=Path, default=Path("runs/ablation"), help="where all goes")
     add("--levers", type=runs.listed(str, LEVERS), default=list(LEVERS))
     add("--seeds", type=runs.listed(int), default=[0, 1, 2])
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="in every run")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for setting in args.set:
+        name, equals, _ = setting.partition("=")
+        if not equals:
+            parser.error(f"--set {setting}: must be KEY=VALUE")
+        if name == "seed":
+            parser.error(f"--set {setting}: must be another key: see --seeds")
+    # In whatever order they are given, they are the same runs.
+    args.set = sorted(args.set)
+    return args
 
 
 def cells(args: argparse.Namespace) -> Iterator[Record]:
@@ -151,36 +164,51 @@ def cells(args: argparse.Namespace) -> Iterator[Record]:
             }
 
 
-def overrides(cell: Record) -> dict[str, Any]:
-    """The cell's values of dotted keys."""
-    always = dict(setting.split("=", 1) for setting in cell["set"])
+def overrides(fields: Record) -> dict[str, Any]:
+    """The cell's values of dotted keys; those of --set as they were written."""
+    always = dict(setting.split("=", 1) for setting in fields["set"])
     found: Overrides = {}
-    if cell["lever"] != DEFAULTS:
-        found = LEVERS[cell["lever"]][cell["setting"]]
+    if fields["lever"] != DEFAULTS:
+        found = LEVERS[fields["lever"]][fields["setting"]]
     if callable(found):
-        module = importlib.import_module(f"experiments.configs.{cell['config']}")
-        config = module.get_config()
-        for name, value in always.items():
-            section, _, leaf = name.rpartition(".")
-            (config[section] if section else config)[leaf] = json.loads(value)
-        found = found(config)
-    return {"seed": cell["seed"], "evaluate.plots": False, **always, **found}
+        found = found(runs.checked(_file(fields["config"]), always))
+    return {"seed": fields["seed"], "evaluate.plots": False, **always, **found}
 
 
-def measure(folder: Path, cell: Record) -> Record:
+def configure(fields: Record) -> ConfigDict:
+    """The configuration of a cell."""
+    return runs.checked(_file(fields["config"]), overrides(fields))
+
+
+def _file(name: str) -> str:
+    return f"experiments/configs/{name}.py"
+
+
+def measure(folder: Path, cell: Cell) -> Record:
     """Trains one cell; what it found, or why it failed."""
-    parts = (*cell["set"], *(str(cell[key]) for key in ("config", "lever", "setting", "seed")))
-    name = "_".join(part for part in parts if part).replace(" ", "-")
-    config = f"experiments/configs/{cell['config']}.py"
+    parts = (*cell.fields["set"], *(str(cell.fields[key]) for key in _FIELDS if key != "set"))
+    name = _as_file("_".join(part for part in (*parts, cell.config_hash) if part))
     directory, cache = folder / "runs" / name, folder / "compiled"
     try:
-        return runs.train(config, overrides(cell), directory, cache=cache)
+        config = _file(cell.fields["config"])
+        return runs.train(config, overrides(cell.fields), directory, cache=cache)
     except runs.RunFailed as error:
         return {"failed": str(error)}
 
 
-def table(records: Sequence[Record]) -> str:
-    """A line per setting: medians over its seeds, the range of the gap."""
+def _as_file(name: str) -> str:
+    """A name with nothing in it that a path could misread."""
+    return re.sub(r"[^\w.=+-]+", "-", name)
+
+
+def table(records: Sequence[Record], true_weights: npt.ArrayLike | None) -> str:
+    """A line per setting: medians over its seeds, the range of the gap, the smallest mode.
+
+    Args:
+        records: Of one config and --set.
+        true_weights: Of the target's modes, None if it has none: the smallest mode of all seeds
+            is shown in units of its true weight.
+    """
     columns = (
         "lever",
         "setting",
@@ -188,47 +216,79 @@ def table(records: Sequence[Record]) -> str:
         "over seeds",
         "terminal part",
         "path part",
-        "smallest mode",
+        "smallest mode / true",
         "seconds",
     )
     lines: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
+    for record in sorted(records, key=_place):
         lines.setdefault((record["lever"], record["setting"]), []).append(record)
-    return runs.markdown(columns, (_row(*key, found) for key, found in lines.items()))
+    return runs.markdown(columns, (_row(*key, lines[key], true_weights) for key in lines))
 
 
-def _row(lever: str, setting: str, records: Sequence[Record]) -> list[str]:
-    done = [r for r in records if "failed" not in r]
+def _place(record: Record) -> tuple[int, int]:
+    """The defaults first; last what is no longer among the levers."""
+    levers = [DEFAULTS, *LEVERS]
+    if record["lever"] not in levers:
+        return len(levers), 0
+    settings = list(LEVERS.get(record["lever"], {}))
+    known = record["setting"] in settings
+    return (
+        levers.index(record["lever"]),
+        settings.index(record["setting"]) if known else len(settings),
+    )
+
+
+def _row(
+    lever: str, setting: str, records: Sequence[Record], true_weights: npt.ArrayLike | None
+) -> list[str]:
+    done = [r for r in records if runs.failure(r) is None]
     failed = len(records) - len(done)
-    gaps = [r["bridge_gap"] for r in done if r.get("bridge_gap") is not None]
+    gaps = [r["bridge_gap"] for r in done]
     span = f"{min(gaps):.3f} to {max(gaps):.3f}" if gaps else "-"
-    seconds = [runs.train_seconds(r) for r in done]
-    smallest = [min(r["mode_weights"]) for r in done if r.get("mode_weights")]
+    seconds = [{"seconds": runs.train_seconds(r)} for r in done]
+    shares = [runs.mode_shares(r.get("mode_weights"), true_weights) for r in done]
+    modes = np.concatenate(shares or [np.zeros(0)])
     return [
         lever,
         setting,
-        runs.beside(_median(done, "bridge_gap"), _median(done, "bridge_gap_limit")),
+        runs.beside(runs.median(done, "bridge_gap"), runs.median(done, "bridge_gap_limit")),
         f"{span}, {failed} failed" if failed else span,
-        runs.number(_median(done, "gap_terminal")),
-        runs.number(_median(done, "gap_path")),
-        runs.number(min(smallest, default=None)),
-        runs.number(float(np.median(seconds)) if seconds else None, 0),
+        runs.number(runs.median(done, "gap_terminal")),
+        runs.number(runs.median(done, "gap_path")),
+        runs.number(float(modes.min()) if modes.size else None, 2),
+        runs.number(runs.median(seconds, "seconds"), 0),
     ]
 
 
-def _median(records: Sequence[Record], name: str) -> float | None:
-    values = [record[name] for record in records if record.get(name) is not None]
-    return float(np.median(values)) if values else None
+def write(args: argparse.Namespace) -> None:
+    """Writes and prints the table of all records of this config and --set."""
+    records = runs.newest(runs.read_records(args.folder / runs.RECORDS), _FIELDS)
+    part = [r for r in records if (r["config"], r["set"]) == (args.config, args.set)]
+    settings = dict(setting.split("=", 1) for setting in args.set)
+    target = ends.build_ends(runs.checked(_file(args.config), settings)).target
+    given = ", ".join(f"`{setting}`" for setting in args.set)
+    caption = f"`{args.config}`" + (f" with {given}" if given else "")
+    text = f"{caption}\n\n{table(part, target.mode_weights)}"
+    name = _as_file("_".join((args.config, *args.set)))
+    (args.folder / f"{name}.md").write_text(text + "\n")
+    print(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains what is missing, then writes and prints the table."""
+    """Trains what is missing, then writes what there is, also if it was interrupted."""
     args = parse(argv)
-    path = args.folder / "results.jsonl"
-    records = runs.complete(path, cells(args), functools.partial(measure, args.folder))
-    text = table(records)
-    (args.folder / f"{args.config}.md").write_text(text + "\n")
-    print(text)
+    with runs.locked(args.folder):
+        planned = runs.identified(cells(args), configure)
+        try:
+            runs.complete(
+                args.folder / runs.RECORDS,
+                planned,
+                functools.partial(measure, args.folder),
+                fresh=args.fresh,
+                retry_failed=args.retry_failed,
+            )
+        finally:
+            write(args)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 `python -m benchmarks.exact_bridges --folder=runs/exact_bridges` trains every method on every
 pair, dimension, ε and budget through the runner, one after the other, and leaves in the folder
 
-    results.jsonl   one record per cell: what it is, then its run's whole summary
-    results.md      the table
+    results.jsonl   one record per cell: what it is, the hash of its configuration, then its
+                    run's whole summary, or why it failed
+    results.md      the tables, one per pair and budget, of all records
     *.png           the bridge gap against dimension, one figure per pair and budget
     runs/           the workdirs
 
-Cells that have a record are not repeated, so that the same command goes on where it was stopped
-and a new method costs its own cells alone: it joins by one line of `METHODS`. Budgets are equal
-numbers of gradient steps, or equal seconds of training on this machine, compilation left out;
-the second kind is cut to measure from the rate that the first one had.
+Cells that have a record of the same configuration are not repeated, so that the same command
+goes on where it was stopped and a new method costs its own cells alone: it joins by one line of
+`METHODS`. Budgets are equal numbers of gradient steps, or equal seconds of training on this
+machine, compilation left out; the second kind is cut to measure from the rate that the first
+one had, for the same seed and the --steps of the same command.
 """
 
 import argparse
@@ -21,10 +23,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from ml_collections import ConfigDict
 
 from benchmarks import runs
-from benchmarks.runs import Record
+from benchmarks.runs import Cell, Record
 from d2ejax import plotting
 
 _CONFIG = "experiments/configs/mixtures.py"
@@ -62,6 +64,28 @@ PAIRS = {"mixtures": ("samples", "energy"), "gaussian_plan": ("samples",)}
 
 BUDGETS = ("steps", "seconds")
 
+_FIELDS = ("pair", "dim", "epsilon", "method", "seed", "budget", "amount")
+_COLUMNS = (
+    "dim",
+    "ε",
+    "method",
+    "seeds",
+    "gap (limit) [nats]",
+    "drift error",
+    "cBW²-UVP % (floor)",
+    "BW²-UVP %",
+    "lost modes",
+    "log Z error",
+    "ESS",
+    "anchors",
+    "steps (seconds)",
+)
+_NOTE = (
+    "Medians over the seeds. Beside the gap of a single seed stands the standard error of its "
+    "estimate. Modes are lost below half their mass; those of all seeds are counted together. "
+    "Anchors are the effective ones behind the semi-discrete potential."
+)
+
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; --quick changes defaults, what is given besides stands."""
@@ -69,7 +93,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="benchmarks.exact_bridges", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs/exact_bridges"), help="where all goes")
+    runs.add_flags(parser, "runs/exact_bridges")
     add("--quick", action="store_true", help="dims 2 and 16, ε = 1, few steps: five minutes")
     add("--pairs", type=runs.listed(str, PAIRS), default=list(PAIRS))
     add("--dims", type=runs.listed(int), default=[2, 16, 64, 128])
@@ -139,81 +163,136 @@ def overrides(cell: Record, steps: float) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, cell: Record) -> Record:
-    """Trains one cell; what it found, or why it failed."""
-    steps = cell["amount"]
-    if cell["budget"] == "seconds":
-        steps *= _rate(folder, cell)
-    name = "_".join(str(value) for value in cell.values()).replace(" ", "-")
+def configure(fields: Record) -> ConfigDict:
+    """The configuration of a cell; seconds stand in for steps that are not known yet."""
+    return runs.checked(_CONFIG, overrides(fields, fields["amount"]))
+
+
+def measure(folder: Path, twin_steps: float, cell: Cell) -> Record:
+    """Trains one cell; what it found, or why it failed.
+
+    Args:
+        folder: Where all goes.
+        twin_steps: The budget of steps whose rate a budget of seconds is cut from.
+        cell: What to train.
+    """
+    steps = cell.fields["amount"]
     try:
+        if cell.fields["budget"] == "seconds":
+            steps *= _rate(folder, twin_steps, cell.fields)
+        parts = (*cell.fields.values(), round(steps), cell.config_hash)
         return runs.train(
             _CONFIG,
-            overrides(cell, steps),
-            folder / "runs" / name,
+            overrides(cell.fields, steps),
+            folder / "runs" / "_".join(str(part) for part in parts).replace(" ", "-"),
             cache=folder / "compiled",
         )
     except runs.RunFailed as error:
         return {"failed": str(error)}
 
 
-def _rate(folder: Path, cell: Record) -> float:
-    """Gradient steps per second of the same training on the budget of steps."""
-    same = {key: cell[key] for key in ("pair", "dim", "epsilon", "method")}
-    records = runs.read_records(folder / "results.jsonl")
-    twin = runs.find(records, same | {"budget": "steps"}) or {}
-    if not twin.get("steps_per_second"):
-        raise ValueError(f"no rate of {same}: its budget 'steps' must be run first, and end")
-    return twin["steps_per_second"]
+def _rate(folder: Path, twin_steps: float, fields: Record) -> float:
+    """Gradient steps per second of the same training on the budget of steps.
+
+    Raises:
+        RunFailed: If that one has not been run, or not to its end.
+    """
+    twin = {**fields, "budget": "steps", "amount": float(twin_steps)}
+    record = runs.find(runs.read_records(folder / runs.RECORDS), twin)
+    if record is None:
+        raise runs.RunFailed(f"no rate: {twin_steps:g} steps must be run first")
+    current = runs.config_hash(configure(twin))
+    if record.get("config_hash", current) != current:
+        raise runs.RunFailed(f"no rate: {twin_steps:g} steps were run with other defaults")
+    if not record.get("steps_per_second"):
+        raise runs.RunFailed(f"no rate: {twin_steps:g} steps have failed")
+    return record["steps_per_second"]
 
 
 def table(records: Sequence[Record]) -> str:
-    """Every cell's line, each measure with its ideal or its floor."""
-    columns = (
-        "pair",
-        "dim",
-        "ε",
-        "method",
-        "budget",
-        "gap (limit) [nats]",
-        "drift error",
-        "cBW²-UVP % (floor)",
-        "BW²-UVP %",
-        "lost modes",
-        "log Z error",
-        "ESS",
-        "steps",
-        "seconds",
-    )
-    return runs.markdown(columns, (_row(record, len(columns)) for record in records))
+    """A section per pair and budget; in it a line per cell but for the seed, in order."""
+    parts = [_NOTE]
+    for pair, budget, amount in _groups(records):
+        lines: dict[tuple[int, float, int], list[Record]] = {}
+        for record in _part(records, pair, budget, amount):
+            place = (record["dim"], record["epsilon"], _place(record["method"]))
+            lines.setdefault(place, []).append(record)
+        rows = (_row(lines[place]) for place in sorted(lines))
+        parts += [
+            f"## {_heading(pair, budget, amount)}",
+            runs.markdown(_COLUMNS, rows),
+        ]
+    return "\n\n".join(parts)
 
 
-def _row(record: Record, length: int) -> list[str]:
-    start = [record["pair"], str(record["dim"]), f"{record['epsilon']:g}", record["method"]]
-    start.append(f"{record['amount']:g} {record['budget']}")
-    if "failed" in record:
-        row = [*start, f"failed: {record['failed']}"]
-        return row + ["-"] * (length - len(row))
-    show, get = runs.number, record.get
+def _groups(records: Sequence[Record]) -> list[tuple[str, str, float]]:
+    """Every pair, budget and amount that there is."""
+    found = {(r["pair"], r["budget"], r["amount"]) for r in records}
+    return sorted(found, key=lambda group: (group[0], BUDGETS.index(group[1]), group[2]))
+
+
+def _part(records: Sequence[Record], pair: str, budget: str, amount: float) -> list[Record]:
+    group = (pair, budget, amount)
+    return [r for r in records if (r["pair"], r["budget"], r["amount"]) == group]
+
+
+def _place(method: str) -> int:
+    """Its place among the methods; records may be of one that is no longer there."""
+    names = list(METHODS)
+    return names.index(method) if method in names else len(names)
+
+
+def _heading(pair: str, budget: str, amount: float) -> str:
+    return f"{pair}, {amount:g} {budget}".replace("_", " ")
+
+
+def _row(records: Sequence[Record]) -> list[str]:
+    first, done = records[0], [r for r in records if runs.failure(r) is None]
+    lost = len(records) - len(done)
+    seeds = f"{len(done)}, {lost} failed" if lost else str(len(done))
+    start = [str(first["dim"]), f"{first['epsilon']:g}", first["method"], seeds]
+    if not done:
+        row = [*start, f"failed: {runs.failure(first)}"]
+        return row + ["-"] * (len(_COLUMNS) - len(row))
+
+    def show(name: str, digits: int = 3) -> str:
+        return runs.number(runs.median(done, name), digits)
+
+    seconds = [{"seconds": runs.train_seconds(r)} for r in done]
+    steps = runs.median(done, "gradient_steps")
+    uvp, floor = (runs.median(done, f"conditional_bw_uvp{kind}") for kind in ("", "_floor"))
     return [
         *start,
-        runs.beside(get("bridge_gap"), get("bridge_gap_limit")),
-        show(get("drift_error")),
-        runs.beside(get("conditional_bw_uvp"), get("conditional_bw_uvp_floor"), 2),
-        show(get("bw_uvp"), 2),
-        lost_modes(record),
-        show(get("log_z_error")),
-        show(get("ess")),
-        str(record["gradient_steps"]),
-        show(runs.train_seconds(record), 0),
+        _gap(done),
+        show("drift_error", 4),
+        runs.beside(uvp, floor, 2),
+        show("bw_uvp", 2),
+        lost_modes(done),
+        show("log_z_error"),
+        show("ess"),
+        show("effective_anchors", 0),
+        runs.beside(steps, runs.median(seconds, "seconds"), 0),
     ]
 
 
-def lost_modes(record: Record) -> str:
-    """How many modes hold less than half their mass, of how many."""
-    weights, coverage = record.get("mode_weights"), record.get("mode_coverage")
-    if not weights or coverage is None:
-        return "-"
-    return f"{round((1 - coverage) * len(weights))} of {len(weights)}"
+def _gap(records: Sequence[Record]) -> str:
+    """The median, of a single seed with its standard error; in brackets the limit."""
+    gap, limit = (runs.median(records, f"bridge_gap{kind}") for kind in ("", "_limit"))
+    error = records[0].get("bridge_gap_standard_error")
+    if len(records) > 1 or error is None:
+        return runs.beside(gap, limit)
+    shown = f"{runs.number(gap)} ± {runs.number(error)}"
+    return shown if limit is None else f"{shown} ({runs.number(limit)})"
+
+
+def lost_modes(records: Sequence[Record]) -> str:
+    """How many modes hold less than half their mass, of how many, all runs together."""
+    lost = modes = 0
+    for record in records:
+        weights, coverage = record.get("mode_weights"), record.get("mode_coverage")
+        if weights and coverage is not None:
+            lost, modes = lost + round((1 - coverage) * len(weights)), modes + len(weights)
+    return f"{lost} of {modes}" if modes else "-"
 
 
 def panels(records: Sequence[Record]) -> list[plotting.Panel]:
@@ -221,7 +300,7 @@ def panels(records: Sequence[Record]) -> list[plotting.Panel]:
     found = []
     for epsilon in sorted({record["epsilon"] for record in records}):
         part = [r for r in records if r["epsilon"] == epsilon]
-        methods = [name for name in METHODS if any(r["method"] == name for r in part)]
+        methods = sorted({r["method"] for r in part}, key=_place)
         lines = {name: [r for r in part if r["method"] == name] for name in methods}
         found.append(
             plotting.Panel(
@@ -236,33 +315,49 @@ def panels(records: Sequence[Record]) -> list[plotting.Panel]:
 
 
 def _against_dim(records: Sequence[Record], name: str) -> tuple[list[float], list[float]]:
-    values: dict[int, list[float]] = {}
-    for record in records:
-        if record.get(name) is not None:
-            values.setdefault(record["dim"], []).append(record[name])
-    dims = sorted(values)
-    return list(map(float, dims)), [float(np.median(values[dim])) for dim in dims]
+    dims = sorted({record["dim"] for record in records})
+    medians = [runs.median([r for r in records if r["dim"] == dim], name) for dim in dims]
+    points = [(float(d), m) for d, m in zip(dims, medians, strict=True) if m is not None]
+    return [dim for dim, _ in points], [value for _, value in points]
 
 
 def draw(folder: Path, records: Sequence[Record]) -> None:
     """One figure per pair and budget; cells that failed leave a hole."""
-    for pair, budget in itertools.product(PAIRS, BUDGETS):
-        part = [r for r in records if (r["pair"], r["budget"]) == (pair, budget)]
-        if any(r.get("bridge_gap") is not None for r in part):
-            title = f"{pair}, equal {budget}".replace("_", " ")
-            figure = plotting.comparison(panels(part), title=title, limit_name="K-step limit")
-            plotting.save(figure, folder / f"gap_{pair}_{budget}.png")
+    for group in _groups(records):
+        part = _part(records, *group)
+        # On logarithmic axes an estimate below zero is a hole as well.
+        if any((r.get("bridge_gap") or 0.0) > 0 for r in part):
+            figure = plotting.comparison(
+                panels(part), title=_heading(*group), limit_name="K-step limit"
+            )
+            pair, budget, amount = group
+            plotting.save(figure, folder / f"gap_{pair}_{amount:g}_{budget}.png")
+
+
+def write(folder: Path) -> None:
+    """Writes and prints the tables of all records, and draws the figures."""
+    records = runs.newest(runs.read_records(folder / runs.RECORDS), _FIELDS)
+    text = table(records)
+    (folder / "results.md").write_text(text + "\n")
+    print(text)
+    draw(folder, records)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains what is missing, then writes and prints the table."""
+    """Trains what is missing, then writes what there is, also if it was interrupted."""
     args = parse(argv)
-    path = args.folder / "results.jsonl"
-    records = runs.complete(path, cells(args), functools.partial(measure, args.folder))
-    text = table(records)
-    (args.folder / "results.md").write_text(text + "\n")
-    draw(args.folder, records)
-    print(text)
+    with runs.locked(args.folder):
+        planned = runs.identified(cells(args), configure)
+        try:
+            runs.complete(
+                args.folder / runs.RECORDS,
+                planned,
+                functools.partial(measure, args.folder, args.steps),
+                fresh=args.fresh,
+                retry_failed=args.retry_failed,
+            )
+        finally:
+            write(args.folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Does any seed lose a mode? `python -m benchmarks.mode_weights --folder=runs/mode_weights`.
+"""Does any seed lose a mode? `python -m benchmarks.mode_weights --folder=runs/results`.
 
 Trains ten seeds of every default config whose target has modes, and prints how much of its true
-mass each mode got. Runs that are finished are not repeated, interrupted ones go on.
+mass each mode got; mode_weights.md in the folder has the same. A run that failed counts as one
+that lost a mode. Runs that are finished are not repeated, interrupted ones go on; those of
+`benchmarks.results` are among them.
 """
 
 import argparse
@@ -10,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import runs
-from experiments import ends, validation, workdir
+from benchmarks import results, runs
 
 _CONFIGS = (
     "two_moons",
@@ -29,18 +30,10 @@ Shares = dict[tuple[str, int], np.ndarray]
 """Config and seed to the mass of each mode, in units of its true mass."""
 
 
-def train(name: str, seed: int, folder: Path) -> tuple[runs.Record, np.ndarray]:
-    """Runs one config and seed; its summary, and the mass of each mode over the true one."""
-    directory = folder / f"{name}_{seed}"
-    settings = {"seed": seed, "evaluate.plots": False}
-    config = f"experiments/configs/{name}.py"
-    found = runs.train(config, settings, directory, cache=folder / "compiled")
-    target = ends.build_ends(validation.validate(workdir.read_config(directory))).target
-    return found, np.asarray(found["mode_weights"]) / np.asarray(target.mode_weights)
-
-
-def row(name: str, seed: int, found: runs.Record, shares: np.ndarray) -> tuple[str, ...]:
+def line(name: str, seed: int, found: runs.Record, shares: np.ndarray) -> tuple[str, ...]:
     """One line of the table."""
+    if reason := runs.failure(found):
+        return (f"`{name}`", str(seed), f"failed: {reason}", "-", "-", "-")
     return (
         f"`{name}`",
         str(seed),
@@ -52,8 +45,9 @@ def row(name: str, seed: int, found: runs.Record, shares: np.ndarray) -> tuple[s
 
 
 def verdict(shares: Shares) -> str:
-    """How many runs lost a mode, and which."""
-    lost = [f"{name} seed {seed}" for (name, seed), s in shares.items() if s.min() < _LOST]
+    """How many runs lost a mode, and which; one that has no shares, or NaN, lost them."""
+    kept = {run: s.size > 0 and bool(np.all(s >= _LOST)) for run, s in shares.items()}
+    lost = [f"{name} seed {seed}" for (name, seed), all_kept in kept.items() if not all_kept]
     return f"{len(lost)} of {len(shares)} runs lost a mode: {', '.join(lost) or 'none'}"
 
 
@@ -61,17 +55,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trains and prints."""
     parser = argparse.ArgumentParser(prog="benchmarks.mode_weights")
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs/mode_weights"), help="where the runs are")
-    add("--configs", type=runs.listed(str), default=list(_CONFIGS))
+    add("--folder", type=Path, default=Path("runs/results"), help="where the runs are")
+    add("--configs", type=runs.listed(str, _CONFIGS), default=list(_CONFIGS))
     add("--seeds", type=int, default=10, help="of each config")
     args = parser.parse_args(argv)
     rows, shares = [], {}
-    for name in args.configs:
-        for seed in range(args.seeds):
-            found, shares[name, seed] = train(name, seed, args.folder)
-            rows.append(row(name, seed, found, shares[name, seed]))
-    text = f"{runs.markdown(_COLUMNS, rows)}\n\n{verdict(shares)}"
-    (args.folder / "results.md").write_text(text + "\n")
+    with runs.locked(args.folder):
+        for name in args.configs:
+            for seed in range(args.seeds):
+                row = results.Row(name, {})
+                found, shares[name, seed] = results.attempt(row, seed, args.folder)
+                rows.append(line(name, seed, found, shares[name, seed]))
+        text = f"{runs.markdown(_COLUMNS, rows)}\n\n{verdict(shares)}"
+        (args.folder / "mode_weights.md").write_text(text + "\n")
     print(text)
 
 

@@ -1,25 +1,42 @@
 """What benchmarks share: runs by the runner, records in JSON lines, tables in Markdown."""
 
 import argparse
+import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from experiments import workdir
+import numpy as np
+import numpy.typing as npt
+from ml_collections import ConfigDict
+
+from experiments import arguments, validation, workdir
+from experiments.errors import InputError
 
 T = TypeVar("T")
 Record = dict[str, Any]
 
+RECORDS = "results.jsonl"
+"""Where a benchmark keeps its records, in its folder."""
+
 _BAD_INPUT = 2
 _INTERRUPTED = 130
+# Keys that do not change what is trained.
+_FREE = ("loop.", "evaluate.")
 
 
 class RunFailed(Exception):
     """A run that began and did not end well; the message is the last line it wrote."""
+
+
+class RunKilled(Exception):
+    """A run that was ended from outside, of which nothing is known."""
 
 
 def train(
@@ -41,11 +58,11 @@ def train(
 
     Raises:
         RunFailed: If it stopped with an error, training that diverged for one.
+        RunKilled: If a signal ended it.
         ValueError: If the runner refused the configuration or the workdir.
         KeyboardInterrupt: If it was interrupted.
     """
-    command = [sys.executable, "-m", "experiments.run", f"--config={config}"]
-    command += [f"--config.{name}={value}" for name, value in overrides.items()]
+    command = [sys.executable, "-m", "experiments.run", *_flags(config, overrides)]
     command += [f"--workdir={directory}"]
     # More threads than cores make a small eigenvalue problem a hundred times slower.
     environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ}
@@ -59,16 +76,77 @@ def train(
     sys.stderr.write(done.stderr)
     if done.returncode == _INTERRUPTED:
         raise KeyboardInterrupt
+    if done.returncode < 0:
+        raise RunKilled(f"{directory}: signal {-done.returncode} ended its training")
     message = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     if done.returncode == _BAD_INPUT:
         raise ValueError(message)
     raise RunFailed(message)
 
 
+def checked(config: str, overrides: Mapping[str, Any]) -> ConfigDict:
+    """The validated configuration that `train` would run, as the runner itself reads it.
+
+    Args:
+        config: The configuration file.
+        overrides: Values of dotted keys.
+
+    Raises:
+        InputError: If the runner would refuse it.
+    """
+    return arguments.parse(["experiments.run", *_flags(config, overrides)]).config
+
+
+def _flags(config: str, overrides: Mapping[str, Any]) -> list[str]:
+    settings = (f"--config.{name}={value}" for name, value in overrides.items())
+    return [f"--config={config}", *settings]
+
+
+def config_hash(config: ConfigDict) -> str:
+    """Eight hexadecimal digits that tell what a configuration trains from what others do."""
+    values = {
+        name: value.to_dict() if isinstance(value, ConfigDict) else value
+        for name, value in validation.flatten(config)
+        if not name.startswith(_FREE)
+    }
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def train_seconds(summary: Mapping[str, Any]) -> float:
     """Seconds that the gradient steps of a run took, its compilation left out."""
     rate = summary.get("steps_per_second")
     return summary["gradient_steps"] / rate if rate else float("nan")
+
+
+def failure(record: Mapping[str, Any]) -> str | None:
+    """Why a record of a run holds no result; None if it holds one."""
+    if "failed" in record:
+        return record["failed"]
+    return "the bridge gap is not finite" if record.get("bridge_gap") is None else None
+
+
+def median(records: Iterable[Record], name: str) -> float | None:
+    """The median of a value over the records that have it, None if none has."""
+    values = [record[name] for record in records if record.get(name) is not None]
+    return float(np.median(values)) if values else None
+
+
+def mode_shares(weights: Sequence[float] | None, true: npt.ArrayLike | None) -> np.ndarray:
+    """The mass of each mode in units of its true mass.
+
+    Args:
+        weights: Of a summary; None, and so NaN here, where they are not finite.
+        true: Weights of the target's modes; None, and so nothing here, if it has none.
+
+    Returns:
+        Shape `(num_modes,)`.
+    """
+    if true is None:
+        return np.zeros(0)
+    ideal = np.asarray(true, np.float64)
+    found = [np.nan] * len(ideal) if weights is None else weights
+    return np.asarray(found, np.float64) / ideal
 
 
 def read_records(path: Path) -> list[Record]:
@@ -94,39 +172,126 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
         file.write(start + json.dumps(record) + "\n")
 
 
-def complete(
-    path: Path, cells: Iterable[Record], measure: Callable[[Record], Mapping[str, Any]]
-) -> list[Record]:
-    """Measures every cell that a file of JSON lines lacks, and adds it there at once.
+class Cell(NamedTuple):
+    """What is to be measured.
+
+    Attributes:
+        fields: What tells it from all others, as JSON values.
+        config_hash: Of the configuration that it leads to with the defaults of now.
+    """
+
+    fields: Record
+    config_hash: str
+
+
+def identified(
+    cells: Iterable[Record], configure: Callable[[Record], ConfigDict]
+) -> list[Cell]:
+    """Checks the configuration of every cell, before any of them costs time.
 
     Args:
-        path: The file.
-        cells: What tells a cell from all others, as JSON values.
-        measure: Maps a cell to what was found.
+        cells: The fields of each.
+        configure: Maps them to a validated configuration.
 
-    Returns:
-        The record of every cell, in their order: the cell's own fields, then what was found.
+    Raises:
+        SystemExit: If a configuration is refused, with the reason.
     """
     found = []
-    for cell in cells:
-        record = find(read_records(path), cell)
-        if record is None:
-            print(" ".join(f"{k}={v}" for k, v in cell.items()), file=sys.stderr, flush=True)
-            record = {**cell, **measure(cell)}
-            append_record(path, record)
-        found.append(record)
+    for fields in cells:
+        try:
+            found.append(Cell(fields, config_hash(configure(fields))))
+        except InputError as error:
+            raise SystemExit(f"error: {_shown(fields)}: {error}") from error
     return found
 
 
-def find(records: Iterable[Record], cell: Mapping[str, Any]) -> Record | None:
-    """The newest record of a cell, None if it has none."""
-    same = (r for r in records if all(k in r and r[k] == cell[k] for k in cell))
+def complete(
+    path: Path,
+    cells: Iterable[Cell],
+    measure: Callable[[Cell], Mapping[str, Any]],
+    *,
+    fresh: bool = False,
+    retry_failed: bool = False,
+) -> None:
+    """Measures every cell that a file of JSON lines lacks, and adds it there at once.
+
+    A record is the cell's fields, its `config_hash`, then what was found. A record with another
+    hash is of other defaults, and does not count.
+
+    Args:
+        path: The file.
+        cells: What to measure, in this order.
+        measure: Maps a cell to what was found.
+        fresh: Whether records without a hash do not count either.
+        retry_failed: Whether records of failures do not count either.
+    """
+    for cell in cells:
+        record = find(read_records(path), cell.fields)
+        if record is not None and not (retry_failed and "failed" in record):
+            known = record.get("config_hash", None if fresh else cell.config_hash)
+            if known == cell.config_hash:
+                continue
+        print(_shown(cell.fields), file=sys.stderr, flush=True)
+        hashed = {**cell.fields, "config_hash": cell.config_hash}
+        append_record(path, {**hashed, **measure(cell)})
+
+
+def _shown(fields: Record) -> str:
+    return " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def find(records: Iterable[Record], fields: Mapping[str, Any]) -> Record | None:
+    """The newest record with these fields, None if there is none."""
+    same = (r for r in records if all(k in r and r[k] == fields[k] for k in fields))
     return next(iter(reversed(list(same))), None)
+
+
+def newest(records: Iterable[Record], names: Sequence[str]) -> list[Record]:
+    """The newest record of every cell, a cell being the values of some fields.
+
+    Records that lack one of the fields are left out.
+    """
+    found = {}
+    for record in records:
+        if all(name in record for name in names):
+            found[json.dumps([record[name] for name in names])] = record
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other benchmarks out of a folder, which is made where needed.
+
+    Raises:
+        SystemExit: If another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SystemExit(
+                f"error: --folder={folder}: another benchmark is at work in it: wait until it "
+                "has ended, or give another folder"
+            ) from error
+        yield
+
+
+def add_flags(parser: argparse.ArgumentParser, folder: str) -> None:
+    """The flags of every benchmark that keeps records."""
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="where all goes")
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure anew what has a record without a hash"
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="measure anew what has failed"
+    )
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
+    inner = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = [columns, ["---"] * len(columns), *inner]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

@@ -1,12 +1,16 @@
 """Training time and peak memory against dimension, steps K and paths per start N.
 
 `python -m benchmarks.scaling --folder=runs/scaling` measures each cell in a process of its own,
-so that its peak of resident memory, that of compilation included, is its own; the time is that
-of the half-step that pins the target, compilation left out. It leaves results.jsonl (cells that
-are there are not repeated), results.md and scaling.png in the folder.
+so that its peak of resident memory, that of compilation included, is its own. The time is that
+of a gradient step of the half-step that trains first, compilation left out: of D2E the forward
+one, which pins the energy of the target; of D2D the backward one, which pins the samples of the
+source and costs what its mirror image costs. In the folder it leaves results.jsonl (cells that
+have a record of the same configuration are not repeated), results.md with all records, and a
+figure per width and batch.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -17,7 +21,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from benchmarks import runs, timing
-from benchmarks.runs import Record
+from benchmarks.runs import Cell, Record
 from d2ejax import plotting
 from experiments import validation
 from experiments.configs import base
@@ -30,6 +34,7 @@ AXES = {
     # What D2D has no use for: its paths all start apart.
     "num_paths": ("paths per start N", (2, 4, 8, 16)),
 }
+_FIELDS = ("method", *DEFAULTS, "width", "batch_size")
 _COST = {"milliseconds": "ms / step", "peak_megabytes": "peak memory [MB]"}
 
 
@@ -55,7 +60,7 @@ def configuration(cell: Record) -> ConfigDict:
     config.target.access = ACCESS[cell["method"]]
     config.grid.num_steps = cell["num_steps"]
     config.ipf.paths_per_start = cell["num_paths"]
-    # D2D begins with the backward half-step, which costs the same.
+    # D2D begins with the backward half-step, D2E with the forward one.
     config.ipf.forward_steps = config.ipf.backward_steps = timing.NEVER
     config.network.width, config.batch_size = cell["width"], cell["batch_size"]
     return validation.validate(config)
@@ -70,9 +75,10 @@ def measure(cell: Record, *, dispatch: int, repeats: int) -> Record:
     return {**cost._asdict(), "peak_megabytes": peak / unit}
 
 
-def measure_apart(cell: Record, args: argparse.Namespace) -> Record:
+def measure_apart(cell: Cell, args: argparse.Namespace) -> Record:
     """The cost of a cell in a process of its own, or that it could not be had."""
-    command = [sys.executable, "-m", "benchmarks.scaling", f"--cell={json.dumps(cell)}"]
+    fields = json.dumps(cell.fields)
+    command = [sys.executable, "-m", "benchmarks.scaling", f"--cell={fields}"]
     command += [f"--dispatch={args.dispatch}", f"--repeats={args.repeats}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -82,11 +88,12 @@ def measure_apart(cell: Record, args: argparse.Namespace) -> Record:
 
 
 def table(records: Sequence[Record]) -> str:
-    """A line per cell."""
-    columns = ("method", "dim", "K", "N", *_COST.values(), "compile [s]")
+    """A line per cell, in order."""
+    columns = ("width", "batch", "method", "dim", "K", "N", *_COST.values(), "compile [s]")
+    order = ("width", "batch_size", "method", *DEFAULTS)
     rows = []
-    for r in records:
-        row = [r["method"], str(r["dim"]), str(r["num_steps"])]
+    for r in sorted(records, key=lambda r: [r[name] for name in order]):
+        row = [str(r[name]) for name in ("width", "batch_size", "method", "dim", "num_steps")]
         row.append("-" if r["method"] == "D2D" else str(r["num_paths"]))
         row.append(r.get("failed") or runs.number(r["milliseconds"], 2))
         row += [
@@ -124,7 +131,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.scaling")
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs/scaling"), help="where all goes")
+    runs.add_flags(parser, "runs/scaling")
     add("--methods", type=runs.listed(str, ACCESS), default=list(ACCESS))
     add("--width", type=int, default=64, help="of the hidden layers")
     add("--batch_size", type=int, default=128, help="paths scored in one gradient step")
@@ -134,21 +141,39 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def write(folder: Path) -> None:
+    """Writes and prints the table of all records, and draws them per width and batch."""
+    records = runs.newest(runs.read_records(folder / runs.RECORDS), _FIELDS)
+    text = table(records)
+    (folder / "results.md").write_text(text + "\n")
+    print(text)
+    sizes = [sorted({r[name] for r in records}) for name in ("width", "batch_size")]
+    for width, batch in itertools.product(*sizes):
+        drawn = panels([r for r in records if (r["width"], r["batch_size"]) == (width, batch)])
+        if drawn:
+            title = f"Cost of a gradient step, batch {batch}, width {width}"
+            figure = plotting.comparison(drawn, title=title, columns=len(drawn) // len(_COST))
+            plotting.save(figure, folder / f"scaling_width{width}_batch{batch}.png")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures what is missing, then writes and prints the table."""
+    """Measures what is missing, then writes what there is, also if it was interrupted."""
     args = parse(argv)
     if args.cell is not None:
         print(json.dumps(measure(args.cell, dispatch=args.dispatch, repeats=args.repeats)))
         return
-    path = args.folder / "results.jsonl"
-    records = runs.complete(path, cells(args), lambda cell: measure_apart(cell, args))
-    text = table(records)
-    (args.folder / "results.md").write_text(text + "\n")
-    title = f"Cost of a gradient step, batch {args.batch_size}, width {args.width}"
-    drawn = panels(records)
-    figure = plotting.comparison(drawn, title=title, columns=len(drawn) // len(_COST))
-    plotting.save(figure, args.folder / "scaling.png")
-    print(text)
+    with runs.locked(args.folder):
+        planned = runs.identified(cells(args), configuration)
+        try:
+            runs.complete(
+                args.folder / runs.RECORDS,
+                planned,
+                lambda cell: measure_apart(cell, args),
+                fresh=args.fresh,
+                retry_failed=args.retry_failed,
+            )
+        finally:
+            write(args.folder)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def mixture_pair(
 
     Args:
         reference: The reference process.
-        t_max: The horizon T.
+        t_max: The horizon T > 0.
         dim: Number of coordinates.
         num_components: Gaussians in each potential.
         separation: Radius of the sphere of centres.
@@ -86,8 +86,9 @@ def mixture_pair(
         end that lies nearest to it.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If t_max or an option is out of range.
     """
+    options.positive("t_max", t_max)
     dim = options.integer("dim", dim, minimum=2)
     size = options.integer("num_components", num_components, minimum=1)
     radius, width = options.positive("separation", separation), options.positive("std", std)
@@ -140,7 +141,7 @@ def gaussian_plan_pair(
 
     Args:
         reference: The reference process.
-        t_max: The horizon T.
+        t_max: The horizon T > 0.
         dim: Number of coordinates.
         num_components: Gaussians in ψ.
         separation: Radius of the sphere of centres.
@@ -151,10 +152,11 @@ def gaussian_plan_pair(
         A Gaussian source with everything, and a target with samples and modes.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If t_max or an option is out of range.
 
     Source: Gushchin et al. (2023), arXiv:2306.10161.
     """
+    options.positive("t_max", t_max)
     dim = options.integer("dim", dim, minimum=2)
     size = options.integer("num_components", num_components, minimum=1)
     radius, width = options.positive("separation", separation), options.positive("std", std)

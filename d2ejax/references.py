@@ -45,7 +45,7 @@ def brownian(sigma: float) -> Reference:
         ValueError: If sigma is not positive.
     """
     _check_positive(sigma=sigma)
-    return Reference(
+    return _at_float_times(
         drift=lambda x, t: jnp.zeros_like(x),
         diffusion=lambda t: jnp.full_like(t, sigma),
         scale=lambda s, t: jnp.ones_like(jnp.asarray(t) - s),
@@ -64,7 +64,7 @@ def ornstein_uhlenbeck(sigma: float, rate: float) -> Reference:
         ValueError: If an argument is not positive.
     """
     _check_positive(sigma=sigma, rate=rate)
-    return Reference(
+    return _at_float_times(
         drift=lambda x, t: -rate * x,
         diffusion=lambda t: jnp.full_like(t, sigma),
         scale=lambda s, t: jnp.exp(-rate * (jnp.asarray(t) - s)),
@@ -96,7 +96,7 @@ def variance_exploding(sigma_min: float, sigma_max: float, t_max: float) -> Refe
     def spread(t):
         return sigma_min**2 * jnp.exp(log_growth * t)
 
-    return Reference(
+    return _at_float_times(
         drift=lambda x, t: jnp.zeros_like(x),
         diffusion=lambda t: jnp.sqrt(spread(t) * log_growth),
         scale=lambda s, t: jnp.ones_like(jnp.asarray(t) - s),
@@ -129,7 +129,7 @@ def variance_preserving(beta_min: float, beta_max: float, t_max: float) -> Refer
     def integral(s, t):
         return (jnp.asarray(t) - s) * (beta(s) + beta(t)) / 2.0
 
-    return Reference(
+    return _at_float_times(
         drift=lambda x, t: -0.5 * beta(t) * x,
         diffusion=lambda t: jnp.sqrt(beta(t)),
         scale=lambda s, t: jnp.exp(-0.5 * integral(s, t)),
@@ -208,6 +208,27 @@ def pinned_path(
     )
     bent = free - gain[:, None] * (free[-1] - x_1)[None]
     return jnp.concatenate([x_0[None], bent[:-1], x_1[None]])
+
+
+def _at_float_times(
+    drift: Callable[[Array, Time], Array],
+    diffusion: Callable[[Time], Array],
+    scale: Callable[[Time, Time], Array],
+    variance: Callable[[Time, Time], Array],
+) -> Reference:
+    """The reference of these functions, which see floats: at an integer σ would be cut."""
+    return Reference(
+        drift=lambda x, t: drift(x, _as_float(t)),
+        diffusion=lambda t: diffusion(_as_float(t)),
+        scale=lambda s, t: scale(_as_float(s), _as_float(t)),
+        variance=lambda s, t: variance(_as_float(s), _as_float(t)),
+    )
+
+
+def _as_float(t: Time) -> Time:
+    if jnp.issubdtype(jnp.result_type(t), jnp.floating):
+        return t
+    return jnp.asarray(t, float)
 
 
 def _check_positive(**values: float) -> None:

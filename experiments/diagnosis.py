@@ -13,7 +13,7 @@ from d2ejax.algorithms import ipf
 from d2ejax.endpoints import base as endpoints
 from d2ejax.exact import ExactBridge, MatchedChain, PlanBridge
 from d2ejax.exact.base import HostArray
-from d2ejax.metrics import Estimate, TerminalGap
+from d2ejax.metrics import Estimate, TerminalKL
 from d2ejax.typing import Key
 from experiments import judge
 from experiments.build import Experiment
@@ -27,8 +27,11 @@ _MOST_NUMBERS = 2**25
 """In all of these paths together; in many dimensions there are fewer ends."""
 
 _DRIFT_PATHS = judge.SCORED
-_STARTS, _DRAWS = 64, 256
-"""Starts, and ends from each, behind the conditional plan's moments."""
+_ALL_DRAWS, _FEWEST_STARTS = 2**14, 16
+"""Ends behind the conditional plan's moments, in few dimensions, and starts in many."""
+
+_FEWEST_DRAWS, _DRAWS_PER_AXIS = 256, 8
+"""Ends from each start: so many per axis, or true draws would score tens of per cent."""
 
 
 def split(
@@ -121,13 +124,16 @@ def plan_metrics(
 ) -> dict[str, Any]:
     """BW²-UVP of the ends and of the conditional plan; empty where that plan is not known.
 
-    conditional_bw_uvp_floor is what true draws score in the same numbers.
+    conditional_bw_uvp_floor is what true draws score in the same numbers. Draws from each start
+    grow in number with the dimension, so that it stays below about 7 per cent.
     """
     if not isinstance(bridge, PlanBridge):
         return {}
     plan_key, end_key = jax.random.split(key)
+    num_draws = max(_FEWEST_DRAWS, _DRAWS_PER_AXIS * bridge.source.dim)
+    num_starts = max(_FEWEST_STARTS, _ALL_DRAWS // num_draws)
     rng = judge.host_generator(plan_key)
-    starts = bridge.sample_plan(rng, _STARTS)[0]
+    starts = bridge.sample_plan(rng, num_starts)[0]
     # Float32, as the trained process will see them.
     starts = starts.astype(np.float32).astype(np.float64)
     means, covariances = bridge.conditional_moments(starts)
@@ -135,10 +141,10 @@ def plan_metrics(
     plan = bridge.conditional_plan(starts)
     draws = {
         "conditional_bw_uvp": judged.ends(
-            state, end_key, np.repeat(starts, _DRAWS, axis=0)
-        ).reshape(_STARTS, _DRAWS, -1),
+            state, end_key, np.repeat(starts, num_draws, axis=0)
+        ).reshape(num_starts, num_draws, -1),
         "conditional_bw_uvp_floor": np.stack(
-            [plan.sample(rng)[0] for _ in range(_DRAWS)], axis=1
+            [plan.sample(rng)[0] for _ in range(num_draws)], axis=1
         ),
     }
     found: dict[str, Any] = {
@@ -173,7 +179,7 @@ def _terminal(
     gap: Estimate,
     score: Callable[[HostArray], HostArray],
     key: Key,
-) -> TerminalGap | None:
+) -> TerminalKL | None:
     """The terminal divergence of a process, from its paths and its score of others.
 
     Args:
@@ -202,7 +208,7 @@ def _terminal(
     others = judge.pinned_paths(experiment, path_key, starts, ends)
     own = log_ratios - sum(_potentials(bridge, paths))
     weights = score(others) - sum(_potentials(bridge, others))
-    return metrics.terminal_gap(own, weights.reshape(len(paths), _OTHERS), gap=gap)
+    return metrics.terminal_kl(own, weights.reshape(len(paths), _OTHERS), gap=gap)
 
 
 def _potentials(bridge: ExactBridge, paths: HostArray) -> tuple[HostArray, HostArray]:

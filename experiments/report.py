@@ -56,6 +56,7 @@ def evaluate(
     fields = _flat(found)
     fields["skipped_steps"] = int(state.skipped)
     fields["effective_anchors"] = _last(directory, int(state.step), "anchors")
+    fields["closed_form"] = _last(directory, int(state.step), "closed_form")
     if settings.plots:
         _draw(config, experiment, state, keys[4], bridge, forward, fields, directory)
     return fields

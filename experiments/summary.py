@@ -81,9 +81,12 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(_split(summary))
     anchors = summary.get("effective_anchors")
     if anchors is not None and anchors < _FEW_ANCHORS:
+        advice = "raise ipf.num_anchors"
+        # Zero where a hybrid has handed over already.
+        if summary.get("closed_form") != 0.0:
+            advice += ", or learn the opposite process with loss 'hybrid' or 'log_variance'"
         lines.append(
-            f"only {anchors:.1f} effective anchors behind the semi-discrete potential: raise "
-            "ipf.num_anchors, or learn the opposite process with loss 'log_variance'"
+            f"only {anchors:.1f} effective anchors behind the semi-discrete potential: {advice}"
         )
     rate = summary.get("steps_per_second")
     lines.append(

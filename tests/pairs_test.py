@@ -133,6 +133,13 @@ def test_pairs_by_name():
     assert pair.source.dim == pair.target.dim == 3 and len(pair.source.modes) == 2
 
 
+@pytest.mark.parametrize("name", sorted(pairs.PAIRS))
+@pytest.mark.parametrize("t_max", [0.0, -1.0, float("nan"), float("inf")])
+def test_horizons_are_positive(name, t_max):
+    with pytest.raises(ValueError, match=f"pair '{name}': t_max = {t_max} is not allowed"):
+        pairs.make_pair(name, REFERENCE, t_max)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -153,6 +153,27 @@ def test_pinned_path_coordinates_are_independent(key):
     assert abs(correlation) < 4 / np.sqrt(n)
 
 
+@every_reference
+@pytest.mark.parametrize(
+    "whole", [lambda t: t, jnp.asarray, np.int64], ids=["int", "jax", "np"]
+)
+def test_integer_times_are_times_like_others(reference, whole):
+    x = jnp.asarray([0.7, -1.9])
+    for values in (
+        [reference.diffusion(t) for t in (whole(1), 1.0)],
+        [reference.drift(x, t) for t in (whole(1), 1.0)],
+        [reference.scale(s, t) for s, t in ((whole(0), whole(1)), (0.0, 1.0))],
+        [reference.variance(s, t) for s, t in ((whole(0), whole(1)), (0.0, 1.0))],
+    ):
+        assert values[0].dtype == values[1].dtype == jnp.float32
+        np.testing.assert_allclose(*values, rtol=1e-6)
+
+
+def test_the_diffusion_is_not_cut_at_an_integer_time():
+    for make in (references.brownian, lambda s: references.ornstein_uhlenbeck(s, 1.0)):
+        np.testing.assert_allclose(make(2**0.5).diffusion(jnp.asarray(0)), 1.41421356)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

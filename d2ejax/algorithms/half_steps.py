@@ -47,9 +47,10 @@ WITH_ANCHORS: tuple[Loss, ...] = ("semi_discrete", "hybrid")
 
 
 _ACCEPTANCE = {0: "acceptance_source", -1: "acceptance_target"}
-METRICS = ("anchors", *_ACCEPTANCE.values())
+METRICS = ("anchors", "closed_form", *_ACCEPTANCE.values())
 """What a half-step measures, NaN where it does not apply: the mean effective number of anchors
-at the paths' ends, and the acceptance rate of each end's refresh."""
+at the paths' ends, the share of devices and steps where the half-bridge in closed form stood
+opposite, and the acceptance rate of each end's refresh."""
 
 
 def losses_by_access(source: str, target: str) -> tuple[Loss, Loss]:
@@ -226,7 +227,8 @@ def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Object
         log_ratios = jax.vmap(jax.vmap(log_ratio))(paths)
         value = _balance_loss(half, params, starts, log_ratios, partner.in_closed_form)
         anchors = jnp.mean(jax.vmap(partner.effective_anchors)(ends))
-        return value, {"anchors": anchors} | acceptance
+        closed_form = partner.in_closed_form.astype(jnp.float32)
+        return value, {"anchors": anchors, "closed_form": closed_form} | acceptance
 
     return loss, buffers
 

@@ -24,6 +24,7 @@ from d2ejax.algorithms.base import (
     update_model,
 )
 from d2ejax.algorithms.half_steps import Buffers, HalfStep, Inputs
+from d2ejax.endpoints import base as endpoints
 from d2ejax.exploration import particles
 from d2ejax.typing import Array, Key, Params
 
@@ -44,6 +45,8 @@ class State(NamedTuple):
         skipped: Steps left out because their loss or gradient was not finite.
         consecutive_skipped: The length of the current run of such steps.
         key: A typed key; differs between devices.
+        params_key: Another, the same on all devices; draws the parameters of half-steps that
+            start anew.
     """
 
     models: tuple[Model, Model]
@@ -53,6 +56,7 @@ class State(NamedTuple):
     skipped: Array
     consecutive_skipped: Array
     key: Key
+    params_key: Key
 
 
 class Schedule(NamedTuple):
@@ -147,7 +151,8 @@ def ipf(
         ema_decay: Decay of the parameters' moving average per step.
         use_ema_opposite: Whether a half-step sees the opposite process by its moving average.
         warm_start: Whether a half-step goes on from where the one before it, in the same
-            direction, left its model; otherwise each begins with new parameters.
+            direction, left its parameters; otherwise each begins with new ones. The optimiser
+            goes on in either case, and with it the schedule of its learning rate.
         axis_name: The mapped axis of devices, over which gradients and metrics are averaged.
 
     Returns:
@@ -183,6 +188,7 @@ def ipf(
             skipped=zero,
             consecutive_skipped=zero,
             key=own_key,
+            params_key=params_key,
         )
 
     def step(state: State) -> tuple[State, dict[str, Array]]:
@@ -193,18 +199,16 @@ def ipf(
         return jax.lax.switch(direction, branches, state)
 
     def restart(state: State, direction: Array) -> State:
-        # The step's number, which all devices share: so they share the parameters too.
-        params = init_params(jax.random.key(state.step))
-        models = tuple(
-            jax.tree.map(partial(jnp.where, direction == which), new, old)
-            for which, new, old in zip(
-                (BACKWARD, FORWARD),
-                map(init_model, params, optimisers),
-                state.models,
-                strict=True,
+        fresh = init_params(jax.random.fold_in(state.params_key, state.step))
+        models = [
+            jax.tree.map(
+                partial(jnp.where, direction == which),
+                model._replace(params=params, average=params),
+                model,
             )
-        )
-        return state._replace(models=models)
+            for which, (model, params) in enumerate(zip(state.models, fresh, strict=True))
+        ]
+        return state._replace(models=(models[BACKWARD], models[FORWARD]))
 
     return Algorithm(init, step)
 
@@ -235,7 +239,7 @@ def _train(
     model, finite = update_model(model, gradients, loss, optimiser, decay=ema_decay)
     skipped = 1 - finite.astype(jnp.int32)
     pair = (model, opposite) if direction == BACKWARD else (opposite, model)
-    state = State(
+    state = state._replace(
         models=pair,
         # Particles of a step that was left out may be what broke it.
         buffers=jax.tree.map(partial(jnp.where, finite), buffers, state.buffers),
@@ -277,7 +281,9 @@ def _lookup(segments: tuple[tuple[int, int], ...], offset: Array) -> Array:
 
 def _init_buffers(keys: list[Key], half: HalfStep) -> Buffers:
     source, target = (
-        None if explorer is None else particles.init(key, explorer)
-        for key, explorer in zip(keys, half.particles, strict=True)
+        None if explorer is None else particles.init(key, explorer, endpoints.log_density(end))
+        for key, explorer, end in zip(
+            keys, half.particles, (half.start, half.goal), strict=True
+        )
     )
     return source, target

@@ -1,7 +1,8 @@
 """What stands opposite to the trained process in a half-step.
 
-Either the learned opposite process, or, where the end that the trained process starts from is
-sampled, the reference with a potential in closed form (the semi-discrete half-step).
+Either the learned opposite process, or the reference with a potential in closed form, averaged
+over anchors of the end that the trained process starts from (the semi-discrete half-step), or
+whichever of the two the effective number of anchors speaks for.
 """
 
 from collections.abc import Callable

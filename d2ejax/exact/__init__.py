@@ -16,3 +16,4 @@ from d2ejax.exact.mixture_bridges import PlanBridge as PlanBridge
 from d2ejax.exact.mixture_bridges import mixture_bridge as mixture_bridge
 from d2ejax.exact.mixture_bridges import plan_bridge as plan_bridge
 from d2ejax.exact.mixtures import Mixture as Mixture
+from d2ejax.exact.mixtures import Posterior as Posterior

@@ -60,16 +60,28 @@ class Transition(NamedTuple):
 def transition(reference: Reference, start: float, end: float) -> Transition:
     """Read the reference's transition from `start` to `end` in float64."""
     with jax.enable_x64(True):
-        s, t = jnp.asarray(start), jnp.asarray(end)
+        s, t = jnp.asarray(float(start)), jnp.asarray(float(end))
         return Transition(float(reference.scale(s, t)), float(reference.variance(s, t)))
 
 
 def local_coefficients(reference: Reference, t: float) -> tuple[float, float]:
     """Return (r, g²) at time t of the linear reference dX = r(t) X dt + g(t) dW, in float64."""
     with jax.enable_x64(True):
-        rate = reference.drift(jnp.ones((1,)), jnp.asarray(t))
-        diffusion = reference.diffusion(jnp.asarray(t))
+        # An integer would make its dtype that of what is computed from it.
+        time = jnp.asarray(float(t))
+        rate = reference.drift(jnp.ones((1,)), time)
+        diffusion = reference.diffusion(time)
         return float(rate[0]), float(diffusion) ** 2
+
+
+def check_horizon(t_max: float) -> None:
+    """Refuse a horizon that is not a positive, finite number.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0.0 < t_max < np.inf:
+        raise ValueError(f"t_max is {t_max}; it must be positive and finite")
 
 
 def snap(t: float, t_max: float) -> float:

@@ -20,6 +20,7 @@ from d2ejax.exact.base import (
     HostArray,
     Transition,
     backward_coefficients,
+    check_horizon,
     forward_coefficients,
     pinned_step,
     snap,
@@ -96,17 +97,19 @@ def gaussian_bridge(
         mean_1: (dim,), the mean at time T.
         cov_1: (dim, dim), the covariance at time T, positive definite.
         reference: The reference process.
-        t_max: The horizon T.
+        t_max: The horizon T > 0.
 
     Returns:
         The bridge, its kernels and its drifts.
 
     Raises:
-        ValueError: If a shape does not fit or a covariance is not positive definite.
+        ValueError: If a shape does not fit, a covariance is not positive definite or t_max is
+            not positive and finite.
 
     Source: Bunne, Hsieh, Cuturi and Krause (2023), arXiv:2202.05722, theorem 3; Janati et
     al. (2020), arXiv:2006.02572, theorem 1.
     """
+    check_horizon(t_max)
     start, end = check_gaussian(mean_0, cov_0, "0"), check_gaussian(mean_1, cov_1, "1")
     if start[0].shape != end[0].shape:
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from d2ejax.exact.base import transition
+from d2ejax.exact.base import check_horizon, transition
 from d2ejax.exact.gaussian_laws import (
     AffineMap,
     GaussianPlan,
@@ -57,17 +57,19 @@ def gaussian_ipf(
         mean_1: (dim,), the mean at time T.
         cov_1: (dim, dim), the covariance at time T, positive definite.
         reference: The reference process.
-        t_max: The horizon T.
+        t_max: The horizon T > 0.
         num_iterations: Number of pairs of half-steps.
 
     Returns:
         The plan after every half-step.
 
     Raises:
-        ValueError: If a covariance is not positive definite.
+        ValueError: If a covariance is not positive definite or t_max is not positive and
+            finite.
 
     Source: De Bortoli et al. (2021), arXiv:2106.01357, section 3.1.
     """
+    check_horizon(t_max)
     start, end = check_gaussian(mean_0, cov_0, "0"), check_gaussian(mean_1, cov_1, "1")
     scale, variance = transition(reference, 0.0, t_max)
     eye = np.eye(len(start[0]))

@@ -16,6 +16,7 @@ from d2ejax.exact.base import (
     ExactBridge,
     HostArray,
     Transition,
+    check_horizon,
     forward_coefficients,
     pinned_step,
     transition,
@@ -77,7 +78,7 @@ def grid_bridge(
         log_p0: Log-density of end 0, up to a constant: float64 points (n, dim) -> (n,).
         log_p1: Log-density of end 1, likewise. It is also called off the grid.
         reference: The reference process.
-        t_max: The horizon T.
+        t_max: The horizon T > 0.
         dim: 1 or 2.
         extents: For each end (lo, hi) of a square box, or one pair per dimension. A box must
             hold the mass of its end; what lies outside is taken to be zero.
@@ -97,6 +98,7 @@ def grid_bridge(
     Source: Cuturi (2013), arXiv:1306.0895; Pooladian and Niles-Weed (2021),
     arXiv:2109.12004, for the extension off the grid.
     """
+    check_horizon(t_max)
     start = make_grid(log_p0, dim, extents[0], num_points, "log_p0")
     end = make_grid(log_p1, dim, extents[1], num_points, "log_p1")
     whole = transition(reference, 0.0, t_max)

@@ -21,13 +21,12 @@ import numpy as np
 from d2ejax.exact.base import (
     ExactBridge,
     HostArray,
-    backward_coefficients,
+    check_horizon,
     pinned_step,
-    snap,
     transition,
 )
 from d2ejax.exact.mixture_estimates import estimate_mixture, estimate_plan, estimate_target
-from d2ejax.exact.mixture_plans import ForwardSide, multiply, reject_starts
+from d2ejax.exact.mixture_plans import BackwardSide, ForwardSide, multiply, reject_starts
 from d2ejax.exact.mixtures import Mixture, Posterior, check_mixture
 from d2ejax.references import Reference
 
@@ -45,6 +44,8 @@ class PlanBridge(ExactBridge):
         path_kl_error: The standard error of `path_kl`, which is a Monte Carlo estimate.
         log_psi_0: x_0 (n, dim) -> log ψ_0 (n,).
         conditional_plan: x_0 (n, dim) -> π(x_T | x_0), one mixture per row.
+        step_law: (x (n, dim), t, t_next) -> mean (n, dim) and full covariance (n, dim, dim) of
+            the exact law of x_{t_next} given x_t; 0 ≤ t < t_next ≤ T.
         conditional_moments: x_0 (n, dim) -> its mean (n, dim) and covariance (n, dim, dim).
         target_moments: () -> mean (dim,) and covariance (dim, dim) of p_1; here a Monte Carlo
             estimate, as is `transport_cost`.
@@ -55,6 +56,7 @@ class PlanBridge(ExactBridge):
     path_kl_error: float
     log_psi_0: Callable[[HostArray], HostArray]
     conditional_plan: Callable[[HostArray], Posterior]
+    step_law: Callable[[HostArray, float, float], tuple[HostArray, HostArray]]
     conditional_moments: Callable[[HostArray], tuple[HostArray, HostArray]]
     target_moments: Callable[[], tuple[HostArray, HostArray]]
 
@@ -72,6 +74,8 @@ class MixtureBridge(PlanBridge):
         marginal: t in [0, T] -> the law of x_t.
         backward_drift: (x (n, dim), t) -> (n, dim), the drift of the time-reversed process
             (in reversed time, -f + g² ∇log φ_t); t in (0, T].
+        backward_step_law: (x (n, dim), t, t_previous) -> mean (n, dim) and full covariance
+            (n, dim, dim) of the exact law of x_{t_previous} given x_t; 0 ≤ t_previous < t ≤ T.
         log_phi_T: x_T (n, dim) -> log φ_T (n,).
         corrector: x_T (n, dim) -> ∇log φ_T (n, dim).
     """
@@ -80,6 +84,7 @@ class MixtureBridge(PlanBridge):
     target: Mixture
     marginal: Callable[[float], Mixture]
     backward_drift: Callable[[HostArray, float], HostArray]
+    backward_step_law: Callable[[HostArray, float, float], tuple[HostArray, HostArray]]
     log_phi_T: Callable[[HostArray], HostArray]
     corrector: Callable[[HostArray], HostArray]
 
@@ -93,22 +98,31 @@ def plan_bridge(
         source: p_0, up to a constant.
         psi: ψ, up to a constant.
         reference: The reference process.
-        t_max: The horizon T.
+        t_max: The horizon T > 0.
 
     Returns:
         The bridge. Its `sample_starts` is exact, by rejection, and takes the longer the more
-        components ψ has.
+        components ψ has. It raises a ValueError for an end that is not finite, and a
+        RuntimeError where the components of ψ are too far apart for the source.
 
     Raises:
-        ValueError: If a mixture is malformed or their dimensions differ.
+        ValueError: If t_max is not positive and finite, a mixture is malformed or empty, or
+            their dimensions differ.
 
     Source: Gushchin et al. (2023), arXiv:2306.10161.
     """
+    check_horizon(t_max)
     p_0, psi = _check_pair("source", source, "psi", psi)
     p_0 = p_0.normalised()
     forward = ForwardSide(reference, t_max, transition(reference, 0.0, t_max), psi)
     estimate = estimate_plan(forward, p_0)
     forward = forward._replace(psi=psi.scaled(-estimate.log_psi_0))
+
+    estimated = functools.cache(lambda: estimate_target(forward, p_0))
+
+    def target_moments() -> tuple[HostArray, HostArray]:
+        mean, covariance = estimated()
+        return mean.copy(), covariance.copy()
 
     def sample_plan(rng: np.random.Generator, n: int) -> tuple[HostArray, HostArray]:
         x_0 = p_0.sample(rng, n)
@@ -121,7 +135,7 @@ def plan_bridge(
         source=p_0,
         sample_plan=sample_plan,
         sample_starts=functools.partial(reject_starts, forward, p_0),
-        target_moments=functools.cache(lambda: estimate_target(forward, p_0)),
+        target_moments=target_moments,
         **_forward_fields(forward),
     )
 
@@ -135,14 +149,16 @@ def mixture_bridge(
         phi: φ, up to a constant.
         psi: ψ, up to a constant.
         reference: The reference process.
-        t_max: The horizon T.
+        t_max: The horizon T > 0.
 
     Returns:
         The bridge between the ends p_0 = φ ψ_0 and p_1 = φ_T ψ.
 
     Raises:
-        ValueError: If a mixture is malformed or their dimensions differ.
+        ValueError: If t_max is not positive and finite, a mixture is malformed or empty, or
+            their dimensions differ.
     """
+    check_horizon(t_max)
     phi, psi = _check_pair("phi", phi, "psi", psi)
     whole = transition(reference, 0.0, t_max)
     plan = multiply(phi, psi, whole)
@@ -150,6 +166,7 @@ def mixture_bridge(
     path_kl, error, log_psi_0 = estimate_mixture(plan, forward)
     phi = phi.scaled(log_psi_0 - plan.source.log_mass)
     forward = forward._replace(psi=psi.scaled(-log_psi_0))
+    backward = BackwardSide(reference, t_max, phi)
     phi_end = phi.push(*whole)
     source, target = plan.source.normalised(), plan.target.normalised()
 
@@ -163,12 +180,6 @@ def mixture_bridge(
         step = pinned_step(reference, 0.0, t, t_max)
         return plan.mix(step.own, step.gain, step.variance)
 
-    def backward_drift(x: HostArray, t: float) -> HostArray:
-        x = np.asarray(x, np.float64)
-        coefficients = backward_coefficients(reference, t, t_max)
-        start = phi.observe(x, *transition(reference, 0.0, snap(t, t_max)))
-        return coefficients.own * x + coefficients.gain * start.mean()
-
     return MixtureBridge(
         path_kl=path_kl,
         path_kl_error=error,
@@ -180,7 +191,8 @@ def mixture_bridge(
         target_moments=target.mean_and_covariance,
         phi=phi,
         marginal=marginal,
-        backward_drift=backward_drift,
+        backward_drift=backward.drift,
+        backward_step_law=backward.step_law,
         log_phi_T=phi_end.log_density,
         corrector=phi_end.score,
         **_forward_fields(forward),
@@ -206,6 +218,7 @@ def _forward_fields(forward: ForwardSide) -> dict[str, Any]:
         "log_potentials": forward.log_potentials,
         "drift": forward.drift,
         "step_moments": forward.step_moments,
+        "step_law": forward.step_law,
         "conditional_plan": lambda x_0: forward.posterior(x_0, 0.0),
         "conditional_moments": lambda x_0: forward.posterior(x_0, 0.0).mean_and_covariance(),
     }

@@ -12,9 +12,12 @@ from scipy.special import log_softmax, logsumexp
 
 from d2ejax.exact.base import (
     HostArray,
+    PinnedStep,
     Transition,
+    backward_coefficients,
     forward_coefficients,
     pinned_step,
+    snap,
     transition,
 )
 from d2ejax.exact.mixtures import Mixture, Posterior, log_overlaps
@@ -67,14 +70,70 @@ class ForwardSide(NamedTuple):
         self, x: HostArray, t: float, t_next: float
     ) -> tuple[HostArray, HostArray]:
         """See `ExactBridge`."""
-        x = np.asarray(x, np.float64)
         step = pinned_step(self.reference, t, t_next, self.t_max)
         mean, var = self.posterior(x, t).mean_and_variance()
-        return step.own * x + step.gain * mean, step.variance + step.gain**2 * var
+        return _step_mean(step, x, mean), step.variance + step.gain**2 * var
+
+    def step_law(self, x: HostArray, t: float, t_next: float) -> tuple[HostArray, HostArray]:
+        """See `PlanBridge`."""
+        step = pinned_step(self.reference, t, t_next, self.t_max)
+        return _step_law(step, x, self.posterior(x, t))
 
     def log_potentials(self, x_0: HostArray, x_1: HostArray) -> tuple[HostArray, HostArray]:
         """See `ExactBridge`."""
         return -self.log_psi_0(x_0), self.psi.log_density(x_1)
+
+
+class BackwardSide(NamedTuple):
+    """Everything that φ alone decides: the reversed process given where it is.
+
+    Attributes:
+        reference: The reference process.
+        t_max: The horizon T.
+        phi: φ.
+    """
+
+    reference: Reference
+    t_max: float
+    phi: Mixture
+
+    def posterior(self, x: HostArray, t: float) -> Posterior:
+        """The law of x_0 given x_t."""
+        return self.phi.observe(x, *transition(self.reference, 0.0, snap(t, self.t_max)))
+
+    def drift(self, x: HostArray, t: float) -> HostArray:
+        """See `MixtureBridge`."""
+        x = np.asarray(x, np.float64)
+        coefficients = backward_coefficients(self.reference, t, self.t_max)
+        return coefficients.own * x + coefficients.gain * self.posterior(x, t).mean()
+
+    def step_law(
+        self, x: HostArray, t: float, t_previous: float
+    ) -> tuple[HostArray, HostArray]:
+        """See `MixtureBridge`."""
+        t = snap(t, self.t_max)
+        if not 0.0 <= t_previous < t <= self.t_max:
+            raise ValueError(
+                f"(t, t_previous) is ({t}, {t_previous}); needed: 0 <= t_previous < t <= t_max"
+                f" = {self.t_max}"
+            )
+        posterior = self.posterior(x, t)
+        if t_previous == 0.0:
+            return posterior.mean_and_covariance()
+        # Pinned at both ends of [0, t], x_t being the end that is known.
+        pinned = pinned_step(self.reference, 0.0, t_previous, t)
+        return _step_law(PinnedStep(pinned.gain, pinned.own, pinned.variance), x, posterior)
+
+
+def _step_mean(step: PinnedStep, x: HostArray, mean: HostArray) -> HostArray:
+    return step.own * np.asarray(x, np.float64) + step.gain * mean
+
+
+def _step_law(step: PinnedStep, x: HostArray, other: Posterior) -> tuple[HostArray, HostArray]:
+    """Mean and covariance of own x + gain y + N(0, variance), y from the other end's law."""
+    mean, cov = other.mean_and_covariance()
+    noise = step.variance * np.eye(mean.shape[1])
+    return _step_mean(step, x, mean), step.gain**2 * cov + noise
 
 
 class JointMixture(NamedTuple):
@@ -164,8 +223,26 @@ def reject_starts(
     same with that one in place of ψ_0 bounds it; and this is a mixture in x_0, because
     q ψ_j / ψ_0j is the Gaussian law of x_T given x_0 and j. Draws from it are kept with
     probability ψ_0j / ψ_0, for the j that keeps most of them.
+
+    Args:
+        forward: The forward side of the plan.
+        source: p_0, of mass one.
+        rng: Drives the draws.
+        x_1: `(n, dim)`, the ends.
+
+    Returns:
+        `(n, dim)`, one start per end.
+
+    Raises:
+        ValueError: If an end is not finite.
+        RuntimeError: If some start is still not drawn after 10 000 rounds: the components of ψ
+            are too far apart for the source.
     """
     x_1 = np.asarray(x_1, np.float64)
+    broken = ~np.isfinite(x_1).all(axis=1)
+    if broken.any():
+        row = int(np.argmax(broken))
+        raise ValueError(f"x_1[{row}] is {x_1[row]}; allowed: finite numbers")
     psi = forward.psi
     scale, variance = forward.whole
     gains = psi.variances / (psi.variances + variance)

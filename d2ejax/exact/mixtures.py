@@ -183,7 +183,8 @@ def check_mixture(name: str, mixture: Mixture) -> Mixture:
     """The mixture in float64.
 
     Raises:
-        ValueError: If shapes disagree, a number is not finite or a variance not positive.
+        ValueError: If shapes disagree, there is no component or no axis, a number is not finite
+            or a variance not positive.
     """
     checked = Mixture(*(np.asarray(part, np.float64) for part in mixture))
     shapes = tuple(part.shape for part in checked)
@@ -192,9 +193,14 @@ def check_mixture(name: str, mixture: Mixture) -> Mixture:
             f"{name} has log_weights, means and variances of shapes {shapes}; they must be"
             " (m,), (m, dim) and (m, dim)"
         )
+    if not checked.means.size:
+        raise ValueError(
+            f"{name} has means of shape {checked.means.shape}; there must be at least one"
+            " component and one axis"
+        )
     if not all(np.isfinite(part).all() for part in checked):
         raise ValueError(f"{name} has numbers that are not finite; allowed: finite numbers")
-    smallest = checked.variances.min(initial=np.inf)
+    smallest = checked.variances.min()
     if not smallest > 0.0:
         raise ValueError(f"{name} has the variance {smallest}; variances must be positive")
     return checked

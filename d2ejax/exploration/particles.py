@@ -34,11 +34,11 @@ class Particles(NamedTuple):
     priority_power: float = 0.0
 
 
-def init(key: Key, particles: Particles) -> ReplayBuffer:
-    """A buffer filled with noise."""
+def init(key: Key, particles: Particles, log_density: LogDensity) -> ReplayBuffer:
+    """A buffer filled with noise, be the energy finite there or not."""
     positions = particles.restart(key, particles.size)
     buffer = replay_buffer.init(particles.size, positions.shape[1])
-    return replay_buffer.add(buffer, positions)
+    return replay_buffer.add(buffer, positions, _priorities(particles, positions, log_density))
 
 
 def add(
@@ -57,13 +57,17 @@ def add(
     Returns:
         The buffer.
     """
+    finite = jnp.isfinite(jax.vmap(log_density)(positions))
     priorities = _priorities(particles, positions, log_density)
-    return replay_buffer.add(buffer, positions, priorities)
+    return replay_buffer.add(buffer, positions, jnp.where(finite, priorities, -jnp.inf))
 
 
 def _priorities(particles: Particles, positions: Array, log_density: LogDensity) -> Array:
-    values = jax.vmap(log_density)(positions)
-    return jnp.where(jnp.isfinite(values), particles.priority_power * values, -jnp.inf)
+    """Log-priorities: all alike where they do not matter, never an empty slot's -∞."""
+    if not particles.priority_power:
+        return jnp.zeros(positions.shape[0])
+    values = particles.priority_power * jax.vmap(log_density)(positions)
+    return jnp.where(jnp.isfinite(values), values, -1e30)
 
 
 def refresh(
@@ -108,8 +112,5 @@ def _refresh_all(
     positions = jnp.where(restarted[:, None], noise, buffer.positions)
     positions, acceptance = chain(chain_key, positions, log_density)
     slots = jnp.arange(buffer.size, dtype=jnp.int32)
-    # Where all are alike they stay so, be the energy finite at a restarted particle or not.
-    priorities = None
-    if particles.priority_power:
-        priorities = _priorities(particles, positions, log_density)
+    priorities = _priorities(particles, positions, log_density)
     return replay_buffer.update(buffer, slots, positions, priorities), acceptance

@@ -1,11 +1,11 @@
 """Metrics: functions of arrays, in float64 on the host."""
 
 from d2ejax.metrics.base import Estimate as Estimate
-from d2ejax.metrics.bridge import TerminalGap as TerminalGap
+from d2ejax.metrics.bridge import TerminalKL as TerminalKL
 from d2ejax.metrics.bridge import bridge_gap as bridge_gap
 from d2ejax.metrics.bridge import drift_error as drift_error
 from d2ejax.metrics.bridge import path_kl as path_kl
-from d2ejax.metrics.bridge import terminal_gap as terminal_gap
+from d2ejax.metrics.bridge import terminal_kl as terminal_kl
 from d2ejax.metrics.distances import energy_distance as energy_distance
 from d2ejax.metrics.distances import mmd_squared as mmd_squared
 from d2ejax.metrics.distances import sliced_w2_squared as sliced_w2_squared

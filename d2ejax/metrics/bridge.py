@@ -58,8 +58,8 @@ def bridge_gap(
     return mean_estimate(ratios - start - end)
 
 
-class TerminalGap(NamedTuple):
-    """Bounds of the part of a bridge gap that lies in the terminal marginal.
+class TerminalKL(NamedTuple):
+    """Bounds of KL(P_T || p_1), the part of a bridge gap that lies in the terminal marginal.
 
     Attributes:
         lower: A lower bound of KL(P_T || p_1) in expectation.
@@ -81,9 +81,9 @@ class TerminalGap(NamedTuple):
         return Estimate(self.lower.value + 0.5 * width, error)
 
 
-def terminal_gap(
+def terminal_kl(
     own: ArrayLike, others: ArrayLike, *, gap: Estimate | None = None
-) -> TerminalGap:
+) -> TerminalKL:
     """Brackets KL(P_T || p_1), the part of the bridge gap that lies in the terminal marginal.
 
     Given the end x_T, let w(τ) = dP/dP*(τ). The chain rule splits the gap in two parts,
@@ -129,8 +129,8 @@ def terminal_gap(
         together = np.column_stack([first, rest])
         above = logsumexp(together, axis=1) - np.log(together.shape[1])
     if gap is None:
-        return TerminalGap(mean_estimate(below), mean_estimate(above))
-    return TerminalGap(_regressed(below, first, gap), _regressed(above, first, gap))
+        return TerminalKL(mean_estimate(below), mean_estimate(above))
+    return TerminalKL(_regressed(below, first, gap), _regressed(above, first, gap))
 
 
 def _regressed(values: HostArray, control: HostArray, mean: Estimate) -> Estimate:
@@ -156,7 +156,8 @@ def drift_error(learned: ArrayLike, exact: ArrayLike, weights: ArrayLike) -> Est
         weights: Lengths of the steps, shape `(num_steps,)`.
 
     Returns:
-        The ratio, with its standard error over paths by the delta method.
+        The ratio, with its standard error over paths by the delta method; both NaN where the
+        exact drift is zero at every point, or a drift is not finite.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -170,6 +171,8 @@ def drift_error(learned: ArrayLike, exact: ArrayLike, weights: ArrayLike) -> Est
     lengths = vector("weights", weights, size=len(true))
     errors, sizes = (lengths @ np.sum(v**2, axis=2) for v in (found - true, true))
     scale = float(np.mean(sizes))
+    if scale == 0.0:
+        return Estimate(float("nan"), float("nan"))
     ratio = float(np.mean(errors)) / scale
     return Estimate(ratio, mean_estimate(errors - ratio * sizes).standard_error / scale)
 

@@ -1,4 +1,7 @@
-"""Every key of a configuration, its default, and what it means.
+"""Every key of a configuration, its default, what it means and, after a dash, why it is that.
+
+The reasons were measured on exact bridges: `python -m benchmarks.ablation` moves one default at
+a time.
 
 A configuration file starts from `get_config()` and sets values:
 
@@ -34,16 +37,25 @@ def get_config() -> ConfigDict:
         grid=_section(
             num_steps=20,  # K: kernels per path, so network calls per path
             t_max=0.2,  # T: length of the time interval, in the reference's unit of time
-            spacing="end_refined",  # uniform | end_refined | cosine
-            power=2.0,  # of end_refined: t_k = T (1 - (1 - k/K)^power)
+            # uniform | end_refined | cosine - refined where the drift is stiff: a quarter of
+            # the gap that Gaussian kernels can reach on a uniform grid
+            spacing="end_refined",
+            # of end_refined: t_k = T (1 - (1 - k/K)^power) - 1.5 and 3 reach less
+            power=2.0,
         ),
-        learn_variance=True,  # learn each kernel's variance; False keeps the reference's
+        # learn each kernel's variance; False keeps the reference's - with which no chain can
+        # come to rest on modes narrower than its last step
+        learn_variance=True,
         variance=_section(
-            family="bridge",  # bounded | bridge: how the network's output becomes a variance
+            # bounded | bridge: how the network's output becomes a variance - bridge has the
+            # form of the exact kernels
+            family="bridge",
             bound=6.0,  # largest magnitude of the learned log-variance, in nats
         ),
         network=_network(),
-        batch_size=128,  # paths scored in one gradient step, all starts together
+        # paths scored in one gradient step, all starts together - at equal time more steps of
+        # 128 beat fewer of 256
+        batch_size=128,
         ipf=_ipf(),
         optimiser=_optimiser(),
         exploration=_exploration(),
@@ -95,13 +107,15 @@ def _reference() -> ConfigDict:
 def _network() -> ConfigDict:
     return _section(
         width=64,  # of every hidden layer
-        depth=4,  # hidden layers
+        depth=4,  # hidden layers - better than three of the same or of a larger width
         num_frequencies=8,  # cosines of each of the roots of time passed and time left
-        layer_norm=True,  # normalise each hidden layer
+        layer_norm=True,  # normalise each hidden layer - worth a third of the excess gap
         # drift that a network output of one stands for, in units of the reference's own
         # displacement per time, √variance(0, T) / T
         drift_scale=1.0,
-        energy_feature=True,  # feed the end's energy gradient to the drift, if it has one
+        # feed the end's energy gradient to the drift, if it has one - the last steps' drift is
+        # nearly that gradient
+        energy_feature=True,
         score_clip=100.0,  # largest norm of that gradient
     )
 
@@ -109,7 +123,7 @@ def _network() -> ConfigDict:
 def _ipf() -> ConfigDict:
     return _section(
         iterations=5,  # pairs of half-steps
-        forward_steps=1500,  # gradient steps of each forward half-step
+        forward_steps=1300,  # gradient steps of each forward half-step
         # gradient steps of each backward half-step; all at the end with semi_discrete
         backward_steps=300,
         # auto | likelihood | log_variance | trajectory_balance | semi_discrete | hybrid; auto
@@ -119,11 +133,15 @@ def _ipf() -> ConfigDict:
         backward_loss="auto",  # pinned end: the source
         # none | backward | forward | both: the likelihood half-steps that rejoin the endpoints
         # of their paths by the reference's pinned bridge
+        # - without it the half-steps' errors add up and the pair drifts off
         reanchor="both",
         warm_start=True,  # a half-step goes on from the parameters that it had before
-        paths_per_start=8,  # N: paths that share a start, in the energy losses
+        # N: paths that share a start, in the energy losses - 4 and 16 do worse at equal cost
+        paths_per_start=8,
         likelihood_batch_size=0,  # paths of a likelihood half-step; 0: batch_size
-        num_anchors=1024,  # M: points of the other end behind a semi-discrete potential
+        # M: points of the other end behind a semi-discrete potential - enough for hundreds of
+        # effective ones in the plane, at a quarter of a step's cost
+        num_anchors=1024,
         # hybrid: effective anchors below which a gradient step turns to the learned opposite
         # process, and the loss to log_variance
         min_anchors=16.0,
@@ -133,7 +151,9 @@ def _ipf() -> ConfigDict:
 
 def _optimiser() -> ConfigDict:
     return _section(
-        name="muon",  # adamw | muon: for the weight matrices; biases always have AdamW
+        # adamw | muon: for the weight matrices; biases always have AdamW - muon ends at a gap
+        # that takes adamw several times the steps
+        name="muon",
         learning_rate=1e-2,  # at its peak
         backward_ratio=1.0,  # learning rate of the backward process, in units of the forward's
         schedule="cosine",  # constant | cosine, over all gradient steps of one process
@@ -141,13 +161,15 @@ def _optimiser() -> ConfigDict:
         b2=0.999,  # decay of the second moment, per gradient step
         weight_decay=0.0,  # decoupled
         clip_norm=1.0,  # largest global norm of a gradient
-        ema_decay=0.99,  # of the averaged parameters, per gradient step
+        # of the averaged parameters, per gradient step - long enough with a rate that decays
+        ema_decay=0.99,
     )
 
 
 def _exploration() -> ConfigDict:
     return _section(
-        off_policy_ratio=0.5,  # share of batches from the buffer, at the start
+        # share of batches from the buffer, at the start - beats 0 and 0.25, and keeps all modes
+        off_policy_ratio=0.5,
         off_policy_ratio_end=0.5,  # the same at the end of training
         reuse_path=True,  # keep the backward path as one of the paths_per_start
         buffer_size=4096,  # points of the energy's end, per device

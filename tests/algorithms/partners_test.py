@@ -199,3 +199,33 @@ def test_draws_of_true_samples_are_uniform(key):
     drawn = partners.draw_anchors(key, Anchors(positions, None), count)
     shares = np.bincount(np.asarray(drawn[:, 0], int), minlength=10) / count
     assert np.all(np.abs(shares - 0.1) < 4 * np.sqrt(0.09 / count))
+
+
+@pytest.mark.parametrize(("factor", "enough"), [(0.99, True), (1.01, False)])
+def test_hybrid_hands_over_below_so_many_effective_anchors_at_the_goals(key, factor, enough):
+    case = gaussian_case.make(2)
+    anchors = case.ends[0].sample(key, 40)
+    closed = half_bridge(case, anchors, potentials_at(case, 0, anchors), backward=False)
+    params = gaussian_case.exact_params(case, backward=True)
+    other = partners.learned(gaussian_case.process(case, backward=True), params)
+    # Far out hardly any anchor is within reach.
+    goals = jnp.stack([anchors[0], anchors[0] + 3.0, anchors[0] - 1.0])
+    effective = []
+    for goal in goals:
+        scale, variance = (float(f(0.0, case.grid.t_max)) for f in case.law[2:4])
+        offsets = np.asarray(goal) - scale * np.asarray(anchors, np.float64)
+        weights = np.exp(
+            -0.5 * np.sum(offsets**2, axis=1) / variance
+            - np.asarray(potentials_at(case, 0, anchors), np.float64)
+        )
+        effective.append(weights.sum() ** 2 / np.sum(weights**2))
+    assert np.ptp(effective) > 3.0
+    threshold = factor * float(np.mean(effective))
+    partner = partners.hybrid(closed, other, goals, min_anchors=threshold)
+    assert bool(partner.in_closed_form) == enough
+    expected = closed if enough else other
+    paths = gaussian_case.jit(expected.draw)(key, goals)
+    np.testing.assert_array_equal(gaussian_case.jit(partner.draw)(key, goals), paths)
+    np.testing.assert_allclose(
+        partner.log_density(paths[0]), expected.log_density(paths[0]), rtol=1e-6
+    )

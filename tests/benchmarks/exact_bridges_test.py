@@ -1,5 +1,7 @@
 """The benchmark on exact bridges: its cells, budgets, table and figures, without training."""
 
+import json
+
 import pytest
 
 from benchmarks import exact_bridges, runs
@@ -9,6 +11,7 @@ from tests.experiments import small
 
 FOUND = {
     "bridge_gap": 0.3,
+    "bridge_gap_standard_error": 0.02,
     "bridge_gap_limit": 0.1,
     "drift_error": 0.04,
     "conditional_bw_uvp": 1.5,
@@ -18,6 +21,7 @@ FOUND = {
     "log_z_error": None,
     "gradient_steps": 1000,
     "steps_per_second": 50.0,
+    "effective_anchors": 77.9,
 }
 
 
@@ -28,9 +32,9 @@ def trained(monkeypatch):
 
     def train(config, overrides, directory, *, cache):
         calls.append((overrides, directory.name))
-        if overrides["target.access"] == "energy" and overrides["pair.options.dim"] == 16:
+        if overrides["target.access"] == "energy" and overrides["pair.options.dim"] == 3:
             raise runs.RunFailed("error: diverged")
-        return FOUND
+        return FOUND | {"bridge_gap": 0.3 + overrides["seed"]}
 
     monkeypatch.setattr(runs, "train", train)
     return calls
@@ -79,7 +83,7 @@ def test_every_method_is_a_valid_configuration_of_its_budget(method, dim):
 
 
 def test_cells_are_trained_once_and_seconds_follow_the_rate(trained, tmp_path, capsys):
-    flags = [f"--folder={tmp_path}", "--pairs=mixtures", "--dims=2,16", "--epsilons=1"]
+    flags = [f"--folder={tmp_path}", "--pairs=mixtures", "--dims=2,3", "--epsilons=1"]
     flags += ["--methods=ipf D2D,ipf D2E", "--steps=1000", "--seconds=30"]
     budgets = [*flags, "--budgets=steps"]
     exact_bridges.main(budgets)
@@ -96,29 +100,108 @@ def test_cells_are_trained_once_and_seconds_follow_the_rate(trained, tmp_path, c
     assert len({name for _, name in trained}) == 6
     text = (tmp_path / "results.md").read_text()
     assert capsys.readouterr().out.endswith(text)
-    line = next(line for line in text.splitlines() if "30 seconds" in line)
-    cell = [part.strip() for part in line.split("|")]
-    assert cell[6:] == [
-        "0.300 (0.100)",
-        "0.040",
+    _, timed = text.split("## mixtures, 30 seconds")
+    assert line_of(timed, "2")[4:] == [
+        "1",
+        "0.300 ± 0.020 (0.100)",
+        "0.0400",
         "1.50 (0.50)",
         "-",
         "2 of 4",
         "-",
         "-",
-        "1000",
-        "20",
-        "",
+        "78",
+        "1000 (20)",
     ]
-    assert (tmp_path / "gap_mixtures_seconds.png").exists()
+    assert (tmp_path / "gap_mixtures_30_seconds.png").exists()
 
 
-def test_a_failed_cell_is_a_line_and_a_hole(trained, tmp_path, capsys):
-    flags = [f"--folder={tmp_path}", "--quick", "--methods=ipf D2E"]
-    exact_bridges.main(flags)
-    assert "failed: error: diverged" in capsys.readouterr().out
+def line_of(text, dim):
+    """The cells of the first line of a table with this dimension, an empty one before them."""
+    lines = ([part.strip() for part in line.split("|")] for line in text.splitlines())
+    return next(line for line in lines if line[1:2] == [dim])[:-1]
+
+
+def test_seeds_are_one_line_and_a_call_keeps_what_others_recorded(trained, tmp_path, capsys):
+    flags = [f"--folder={tmp_path}", "--quick", "--methods=ipf D2D", "--dims=2"]
+    exact_bridges.main([*flags, "--seeds=0,1,2"])
+    exact_bridges.main([*flags, "--seeds=0", "--pairs=gaussian_plan"])
+    text = (tmp_path / "results.md").read_text()
+    plan, mixtures = text.split("## mixtures, 900 steps")
+    assert "## gaussian plan, 900 steps" in plan
+    assert line_of(plan, "2")[4:6] == ["1", "0.300 ± 0.020 (0.100)"]
+    # The gaps are 0.3, 1.3 and 2.3.
+    assert line_of(mixtures, "2")[4:6] == ["3", "1.300 (0.100)"]
+    assert line_of(mixtures, "2")[9] == "6 of 12"
+
+
+def test_a_failed_cell_is_a_line_and_a_hole_and_its_twin_has_no_rate(trained, tmp_path, capsys):
+    flags = [f"--folder={tmp_path}", "--quick", "--methods=ipf D2E", "--dims=2,3"]
+    exact_bridges.main([*flags, "--budgets=steps,seconds"])
+    text = capsys.readouterr().out
     records = runs.read_records(tmp_path / "results.jsonl")
-    (panel,) = exact_bridges.panels(records)
-    assert panel.lines["ipf D2E"] == ([2.0], [0.3])
-    with pytest.raises(ValueError, match=r"no rate of .*'dim': 16"):
-        exact_bridges.main([*flags, "--budgets=seconds", "--dims=16"])
+    assert [r.get("failed") for r in records] == [
+        None,
+        None,
+        "error: diverged",
+        "no rate: 900 steps have failed",
+    ]
+    steps, seconds = text.split("## mixtures, 30 seconds")
+    assert "| 0, 1 failed | failed: error: diverged |" in steps
+    assert "| 0, 1 failed | failed: no rate: 900 steps have failed |" in seconds
+    panels = exact_bridges.panels([r for r in records if r["budget"] == "steps"])
+    assert panels[0].lines["ipf D2E"] == ([2.0], [0.3])
+    assert len(trained) == 3
+    # Nothing is tried twice unless asked for.
+    exact_bridges.main(flags)
+    assert len(trained) == 3
+    exact_bridges.main([*flags, "--retry-failed"])
+    assert len(trained) == 4
+
+
+def test_a_rate_is_that_of_the_same_seed_and_steps(trained, tmp_path):
+    flags = [f"--folder={tmp_path}", "--quick", "--methods=ipf D2D", "--dims=2"]
+    exact_bridges.main(flags)
+
+    def last():
+        return runs.read_records(tmp_path / "results.jsonl")[-1].get("failed")
+
+    for other, missing in (("--seeds=1", 900), ("--steps=800", 800)):
+        exact_bridges.main([*flags, "--budgets=seconds", other])
+        assert last() == f"no rate: {missing} steps must be run first"
+        exact_bridges.main([*flags, "--budgets=steps,seconds", "--retry-failed", other])
+        assert last() is None
+
+
+def test_an_interrupted_call_leaves_its_table(monkeypatch, trained, tmp_path):
+    train = runs.train
+
+    def interrupted(config, overrides, directory, *, cache):
+        if overrides["pair.options.dim"] == 3:
+            raise KeyboardInterrupt
+        return train(config, overrides, directory, cache=cache)
+
+    monkeypatch.setattr(runs, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        exact_bridges.main(
+            [f"--folder={tmp_path}", "--quick", "--methods=ipf D2D", "--dims=2,3"]
+        )
+    assert line_of((tmp_path / "results.md").read_text(), "2")[4] == "1"
+    assert (tmp_path / "gap_mixtures_900_steps.png").exists()
+
+
+def test_records_of_other_defaults_do_not_count(trained, tmp_path):
+    flags = [f"--folder={tmp_path}", "--quick", "--methods=ipf D2D", "--dims=2"]
+    (cell,) = cells(*flags)
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps({**cell, **FOUND}) + "\n")
+    exact_bridges.main(flags)
+    assert not trained  # It is from before there were hashes, and trusted.
+    exact_bridges.main([*flags, "--fresh"])
+    exact_bridges.main([*flags, "--fresh"])
+    assert len(trained) == 1
+    _, record = runs.read_records(path)
+    assert trained[0][1].endswith(record["config_hash"])
+    runs.append_record(path, record | {"config_hash": "01234567"})
+    exact_bridges.main(flags)
+    assert len(trained) == 2

@@ -47,48 +47,115 @@ def test_a_run_is_the_runners_command_and_gives_its_summary(runner, tmp_path):
     [
         (1, runs.RunFailed, "the end"),
         (2, ValueError, "the end"),
-        (-9, runs.RunFailed, "exit status -9"),
+        (1, runs.RunFailed, "exit status 1"),
+        (-9, runs.RunKilled, "signal 9"),
         (130, KeyboardInterrupt, None),
     ],
 )
 def test_a_run_that_does_not_end_well_raises(runner, tmp_path, status, raised, message):
-    runner.status, runner.stderr = status, "a trace\nthe end\n" if status != -9 else ""
+    runner.status = status
+    runner.stderr = "a trace\nthe end\n" if message == "the end" else ""
     with pytest.raises(raised, match=message):
         runs.train("a.py", {}, tmp_path)
+
+
+def planned(*cells, config_hash="new"):
+    return [runs.Cell(fields, config_hash) for fields in cells]
 
 
 def test_cells_are_measured_once_and_kept_at_once(tmp_path):
     path, measured = tmp_path / "new" / "results.jsonl", []
 
     def measure(cell):
-        if cell["dim"] == 3 and len(measured) == 1:
+        if cell.fields["dim"] == 3 and len(measured) == 1:
             raise KeyboardInterrupt
-        measured.append(cell["dim"])
-        return {"gap": cell["dim"] / 10}
+        measured.append(cell.fields["dim"])
+        return {"gap": cell.fields["dim"] / 10}
 
-    cells = [{"dim": dim, "method": "a"} for dim in (2, 3, 4)]
+    cells = planned(*({"dim": dim, "method": "a"} for dim in (2, 3, 4)))
     with pytest.raises(KeyboardInterrupt):
         runs.complete(path, cells, measure)
     measured.append(None)
-    found = runs.complete(path, cells, measure)
+    runs.complete(path, cells, measure)
     assert measured == [2, None, 3, 4]
-    assert found == [{"dim": d, "method": "a", "gap": d / 10} for d in (2, 3, 4)]
-    assert runs.read_records(path) == found
+    assert runs.read_records(path) == [
+        {"dim": d, "method": "a", "config_hash": "new", "gap": d / 10} for d in (2, 3, 4)
+    ]
     # Another value of one field is another cell, and what was recorded stays.
-    runs.complete(path, [{"dim": 2, "method": "b"}], measure)
+    runs.complete(path, planned({"dim": 2, "method": "b"}), measure)
     assert len(runs.read_records(path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("record", "flags", "again"),
+    [
+        ({"config_hash": "new"}, {"fresh": True}, False),
+        ({"config_hash": "old"}, {}, True),
+        ({}, {}, False),
+        ({}, {"fresh": True}, True),
+        ({"config_hash": "new", "failed": "x"}, {}, False),
+        ({"config_hash": "new", "failed": "x"}, {"retry_failed": True}, True),
+        ({"config_hash": "new", "gap": 1}, {"retry_failed": True}, False),
+    ],
+)
+def test_which_records_count(tmp_path, record, flags, again):
+    path, fields, measured = tmp_path / "results.jsonl", {"dim": 2}, []
+    runs.append_record(path, fields | record)
+    for _ in range(2):  # What has just been measured counts.
+        runs.complete(path, planned(fields), lambda c: measured.append(c) or {}, **flags)
+    assert len(measured) == again
+    (newest,) = runs.newest(runs.read_records(path), ["dim"])
+    assert newest == (fields | ({"config_hash": "new"} if again else record))
+
+
+def test_the_newest_record_of_each_cell():
+    records = [{"a": 1, "x": 1}, {"a": 2, "x": 2}, {"b": 1}, {"a": 1, "x": 3}]
+    assert runs.newest(records, ["a"]) == [{"a": 1, "x": 3}, {"a": 2, "x": 2}]
 
 
 def test_a_line_cut_short_by_a_kill_is_measured_again(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"dim": 2, "gap": 1}\n{"dim": 3, "ga')
-    found = runs.complete(path, [{"dim": 2}, {"dim": 3}], lambda cell: {"gap": 7})
-    assert [record["gap"] for record in found] == [1, 7]
-    assert runs.read_records(path) == found
+    runs.complete(path, planned({"dim": 2}, {"dim": 3}), lambda cell: {"gap": 7})
+    assert [record["gap"] for record in runs.read_records(path)] == [1, 7]
+
+
+SMOKE = "experiments/configs/smoke.py"
+
+
+def test_a_hash_tells_what_is_trained_and_nothing_else():
+    def hash_of(overrides):
+        return runs.config_hash(runs.checked(SMOKE, overrides))
+
+    plain = hash_of({})
+    assert len(plain) == 8
+    assert plain == hash_of({"loop.keep": 5, "evaluate.plots": "False"})
+    others = [{"seed": 7}, {"learn_variance": "False"}, {"optimiser.learning_rate": "3e-3"}]
+    assert len({plain, *map(hash_of, others)}) == 4
+    assert hash_of({"seed": 7}) == hash_of({"seed": "7"})
+
+
+def test_cells_are_checked_before_any_is_measured():
+    cells = [{"batch_size": 32}, {"batch_size": 0}]
+    found = runs.identified(cells[:1], lambda fields: runs.checked(SMOKE, fields))
+    assert found == [runs.Cell(cells[0], runs.config_hash(runs.checked(SMOKE, cells[0])))]
+    with pytest.raises(SystemExit, match=r"error: batch_size=0: batch_size = 0: must be"):
+        runs.identified(cells, lambda fields: runs.checked(SMOKE, fields))
+
+
+def test_a_folder_has_one_benchmark_at_a_time(tmp_path):
+    folder = tmp_path / "new"
+    with runs.locked(folder):
+        refused = pytest.raises(SystemExit, match=r"new: another benchmark is at work")
+        with refused, runs.locked(folder):
+            pass
+    with runs.locked(folder):
+        pass
 
 
 def test_tables():
     assert runs.markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert runs.markdown("a", [["x|y"]]).endswith("| x\\|y |")
     assert runs.beside(0.1234, 0.05) == "0.123 (0.050)"
     assert runs.beside(0.1234, None) == "0.123"
     assert runs.number(None) == runs.number(float("nan")) == "-"

@@ -30,9 +30,10 @@ def test_what_is_measured_becomes_a_table_and_a_figure(monkeypatch, tmp_path, ca
 
     def measure_apart(cell, args):
         measured.append(cell)
-        if cell["dim"] == 512:
+        fields = cell.fields
+        if fields["dim"] == 512:
             return {"failed": "exit status -9"}
-        cost = 1.0 * cell["dim"] * cell["num_steps"]
+        cost = 1.0 * fields["dim"] * fields["num_steps"]
         return {"milliseconds": cost, "peak_megabytes": 2 * cost, "compile_seconds": 3.0}
 
     monkeypatch.setattr(scaling, "measure_apart", measure_apart)
@@ -40,10 +41,18 @@ def test_what_is_measured_becomes_a_table_and_a_figure(monkeypatch, tmp_path, ca
         scaling.main([f"--folder={tmp_path}"])
     assert len(measured) == 19
     text = capsys.readouterr().out
-    assert "| D2D | 8 | 20 | - | 160.00 | 320 | 3.0 |" in text
-    assert "| D2E | 512 | 20 | 8 | exit status -9 | - | - |" in text
-    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    assert "| 64 | 128 | D2D | 8 | 20 | - | 160.00 | 320 | 3.0 |" in text
+    assert "| 64 | 128 | D2E | 512 | 20 | 8 | exit status -9 | - | - |" in text
+    assert (tmp_path / "scaling_width64_batch128.png").stat().st_size > 10_000
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").open()]
     panels = scaling.panels(records)
     assert panels[0].lines["D2E"] == ((2, 8, 32, 128), (40.0, 160.0, 640.0, 2560.0))
     assert "D2D" not in panels[2].lines
+    # Another width is a figure of its own, and the table keeps both.
+    scaling.main([f"--folder={tmp_path}", "--width=32", "--methods=D2D"])
+    assert len(measured) == 19 + 8
+    assert (tmp_path / "scaling_width32_batch128.png").exists()
+    text = (tmp_path / "results.md").read_text()
+    assert "| 32 | 128 | D2D | 8 |" in text and "| 64 | 128 | D2E | 8 |" in text
+    scaling.main([f"--folder={tmp_path}", "--methods=D2E", "--retry-failed"])
+    assert [cell.fields["dim"] for cell in measured[27:]] == [512]

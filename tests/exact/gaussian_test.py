@@ -1,5 +1,6 @@
 """Gaussian bridges against independent identities; IPF against its own definition."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -222,6 +223,29 @@ def test_ipf_half_steps_are_those_of_sinkhorn_on_a_dense_grid():
 def test_bad_gaussians_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         gaussian_bridge(*arguments, brownian(1.0), 1.0)
+
+
+@pytest.mark.parametrize("t_max", [0.0, -1.0, np.nan, np.inf])
+def test_horizons_are_positive(t_max):
+    with pytest.raises(ValueError, match=f"t_max is {t_max}; it must be positive and finite"):
+        gaussian_bridge([0.0], [[1.0]], [0.0], [[1.0]], brownian(1.0), t_max)
+    with pytest.raises(ValueError, match=f"t_max is {t_max}; it must be positive and finite"):
+        gaussian_ipf([0.0], [[1.0]], [0.0], [[1.0]], brownian(1.0), t_max, num_iterations=1)
+
+
+def test_integer_times_are_times_like_others():
+    # A process of somebody's own, which takes its dtype from the time.
+    reference = brownian(2**0.5)._replace(diffusion=lambda t: jnp.full_like(t, 2**0.5))
+    bridge = gaussian_bridge([0.0], [[1.0]], [1.0], [[0.5]], reference, 2)
+    x = np.array([[-0.5], [1.0]])
+    for t in (0, 1):
+        np.testing.assert_array_equal(bridge.drift(x, t), bridge.drift(x, float(t)))
+    np.testing.assert_array_equal(bridge.backward_drift(x, 2), bridge.backward_drift(x, 2.0))
+    # The drift is the slope of a short step.
+    slope, offset = bridge.affine_drift(0)
+    kernel = bridge.forward_kernels([0.0, 1e-6])
+    np.testing.assert_allclose(slope, (kernel.matrix[0] - 1.0) / 1e-6, rtol=1e-4)
+    np.testing.assert_allclose(offset, kernel.offset[0] / 1e-6, rtol=1e-4)
 
 
 def test_times_outside_the_horizon_are_refused_and_float32_ends_accepted():

@@ -247,14 +247,16 @@ def solve(**overrides):
         dim=1, extents=((-3.0, 3.0), (-3.0, 3.0)), num_points=60, max_iterations=500
     )
     log_p = overrides.pop("log_p", lambda x: -np.sum(x**2, axis=1))
-    sigma = overrides.pop("sigma", 1.0)
-    return grid_bridge(log_p, log_p, brownian(sigma), 1.0, **(arguments | overrides))
+    sigma, t_max = overrides.pop("sigma", 1.0), overrides.pop("t_max", 1.0)
+    return grid_bridge(log_p, log_p, brownian(sigma), t_max, **(arguments | overrides))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"dim": 3}, "dim is 3"),
+        ({"t_max": 0.0, "dim": 3}, r"t_max is 0\.0; it must be positive"),
+        ({"t_max": np.inf}, "t_max is inf"),
         ({"extents": ((3.0, -3.0), (-3.0, 3.0))}, "extent of log_p0"),
         ({"num_points": 2}, "num_points is 2"),
         ({"sigma": 0.05}, "cells of width"),

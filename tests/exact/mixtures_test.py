@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from d2ejax.exact import Mixture, gaussian_bridge, grid_bridge, mixture_bridge, plan_bridge
 from d2ejax.references import brownian, ornstein_uhlenbeck
@@ -212,6 +212,117 @@ def test_conditional_plan_has_the_moments_of_the_last_step(planar):
     in_errors(covariances(draws), covariance[0])
 
 
+def chain_law(bridge, times, seen):
+    """The exact mean and covariance of x_t given x_s by the precision matrix of a whole path.
+
+    Args:
+        bridge: Over `OU`, with T = 1.2.
+        times: s and t.
+        seen: x_s, `(dim,)`.
+    """
+    nodes = np.unique([0.0, *times, 1.2])
+    given, asked = np.searchsorted(nodes, times)
+    log_masses, means, variances = [], [], []
+    for i, j in np.ndindex(len(bridge.phi.means), len(bridge.psi.means)):
+        log_mass = bridge.phi.log_weights[i] + bridge.psi.log_weights[j]
+        mean, variance = np.empty(2), np.empty(2)
+        for axis in range(2):
+            precision, linear = np.zeros((len(nodes),) * 2), np.zeros(len(nodes))
+            for at, part, k in ((0, bridge.phi, i), (-1, bridge.psi, j)):
+                m, v = part.means[k, axis], part.variances[k, axis]
+                precision[at, at] += 1.0 / v
+                linear[at] += m / v
+                log_mass -= 0.5 * (m**2 / v + np.log(2.0 * np.pi * v))
+            for k, step in enumerate(np.diff(nodes)):
+                row = np.zeros(len(nodes))
+                row[k], row[k + 1] = -np.exp(-0.7 * step), 1.0
+                v = (1.0 - np.exp(-1.4 * step)) / 1.4
+                precision += np.outer(row, row) / v
+                log_mass -= 0.5 * np.log(2.0 * np.pi * v)
+            cov = np.linalg.inv(precision)
+            centre = cov @ linear
+            log_mass += 0.5 * linear @ centre
+            log_mass += 0.5 * np.linalg.slogdet(2.0 * np.pi * cov)[1]
+            marginal = stats.norm(centre[given], cov[given, given] ** 0.5)
+            log_mass += marginal.logpdf(seen[axis])
+            slope = cov[asked, given] / cov[given, given]
+            mean[axis] = centre[asked] + slope * (seen[axis] - centre[given])
+            variance[axis] = cov[asked, asked] - slope * cov[given, asked]
+        log_masses.append(log_mass)
+        means.append(mean)
+        variances.append(variance)
+    weights = special.softmax(log_masses)
+    mean = weights @ np.array(means)
+    second = sum(
+        w * (np.outer(m, m) + np.diag(v))
+        for w, m, v in zip(weights, means, variances, strict=True)
+    )
+    return mean, second - np.outer(mean, mean)
+
+
+@pytest.mark.parametrize("times", [(0.0, 0.3), (0.4, 0.9), (0.7, 1.2), (0.0, 1.2)])
+def test_step_laws_are_those_of_the_whole_chain(times, planar):
+    x = np.random.default_rng(0).normal(size=(5, 2))
+    forward, backward = (
+        planar.step_law(x, *times),
+        planar.backward_step_law(x, *reversed(times)),
+    )
+    for law, pair in ((forward, times), (backward, times[::-1])):
+        expected = [chain_law(planar, pair, row) for row in x]
+        for ours, theirs in zip(law, zip(*expected, strict=True), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-8)
+        # No product of axes: the components of a mixture tie them.
+        assert np.abs(law[1][:, 0, 1]).max() > 1e-3
+    mean, variance = planar.step_moments(x, *times)
+    np.testing.assert_allclose(forward[0], mean, atol=1e-12)
+    np.testing.assert_allclose(np.einsum("nii->ni", forward[1]), variance, atol=1e-12)
+
+
+def test_a_plan_bridge_has_the_same_step_law(planar):
+    bridge = plan_bridge(planar.source, planar.psi, OU, 1.2)
+    x = np.random.default_rng(0).normal(size=(5, 2))
+    for ours, theirs in zip(
+        bridge.step_law(x, 0.2, 0.5), planar.step_law(x, 0.2, 0.5), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("times", [(0.5, 0.5), (0.3, 0.5), (1.4, 0.5), (0.5, -0.1)])
+def test_backward_steps_go_back(times, planar):
+    with pytest.raises(ValueError, match=rf"\(t, t_previous\) is \({times[0]}, {times[1]}\)"):
+        planar.backward_step_law(np.zeros((1, 2)), *times)
+
+
+def test_integer_times_are_times_like_others():
+    bridge = mixture_bridge(make(1, 2, 1), make(2, 2, 1), brownian(2**0.5), 2)
+    x = np.array([[-0.5], [1.0]])
+    for t in (0, 1):
+        np.testing.assert_array_equal(bridge.drift(x, t), bridge.drift(x, float(t)))
+        for ours, theirs in zip(
+            bridge.step_law(x, t, t + 1), bridge.step_law(x, float(t), t + 1.0), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(bridge.backward_drift(x, 2), bridge.backward_drift(x, 2.0))
+
+
+def test_moments_of_the_target_are_the_callers_own(planar):
+    for bridge in (planar, plan_bridge(planar.source, planar.psi, OU, 1.2)):
+        first = [part.copy() for part in bridge.target_moments()]
+        for part in bridge.target_moments():
+            part[:] = np.nan
+        for ours, theirs in zip(bridge.target_moments(), first, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_starts_of_ends_that_are_not_finite_are_refused(planar):
+    bridge = plan_bridge(planar.source, planar.psi, OU, 1.2)
+    ends = np.zeros((3, 2))
+    for value in (np.nan, np.inf):
+        ends[1, 0] = value
+        with pytest.raises(ValueError, match=rf"x_1\[1\] is \[{value}  ?0\.\]"):
+            bridge.sample_starts(np.random.default_rng(0), ends)
+
+
 def test_a_plan_bridge_needs_no_second_potential(planar):
     # The same bridge, told only where it starts and what ψ is.
     bridge = plan_bridge(planar.source.scaled(2.0), planar.psi.scaled(-1.0), OU, 1.2)
@@ -256,9 +367,19 @@ def test_many_dimensions_cost_little_and_stay_finite():
         (make(0, 2, 2)._replace(log_weights=np.zeros(3)), "shapes"),
         (make(0, 2, 2)._replace(variances=np.zeros((2, 2))), "positive"),
         (make(0, 2, 2)._replace(means=np.full((2, 2), np.nan)), "finite"),
+        (Mixture(np.zeros(0), np.zeros((0, 2)), np.ones((0, 2))), r"\(0, 2\).*one component"),
+        (Mixture(np.zeros(2), np.zeros((2, 0)), np.ones((2, 0))), r"\(2, 0\).*one axis"),
     ],
 )
 @pytest.mark.parametrize("build", [mixture_bridge, plan_bridge])
 def test_malformed_mixtures_are_refused(build, broken, message):
     with pytest.raises(ValueError, match=rf"psi.*{message}"):
         build(make(0, 2, 2), broken, OU, 1.0)
+
+
+@pytest.mark.parametrize("build", [mixture_bridge, plan_bridge])
+@pytest.mark.parametrize("t_max", [0.0, -1.0, np.nan, np.inf])
+def test_horizons_are_positive(build, t_max):
+    # Named before anything else is looked at.
+    with pytest.raises(ValueError, match=f"t_max is {t_max}; it must be positive and finite"):
+        build(make(0, 2, 2), make(0, 2, 3), OU, t_max)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from d2ejax import kernels
+from d2ejax import endpoints, exact, kernels, pairs, references, time_grids
 from experiments import build, diagnosis, judge
 from experiments.judge import Paths
 from tests import gaussian_case
@@ -27,8 +27,8 @@ def few_paths(monkeypatch):
 class Chain:
     """An experiment and judge of an affine chain between Gaussians, with its law of paths."""
 
-    def __init__(self, shift):
-        self.case = case = gaussian_case.make(1)
+    def __init__(self, shift, case=None):
+        self.case = case = case or gaussian_case.make(1)
         params = gaussian_case.exact_params(case, backward=False)
         backward_params = gaussian_case.exact_params(case, backward=True)
         params = params | {"offset": params["offset"] + np.array(shift, np.float32)[:, None]}
@@ -50,21 +50,20 @@ class Chain:
     def split(self, **options):
         forward = self.judged.forward(None, jax.random.key(0), 4000)
         forward = forward._replace(**options.pop("changes", {}))
+        options = {"learn_variance": True} | options
         return forward, diagnosis.split(
             self.judged,
             options.pop("bridge", self.bridge),
             None,
             forward,
             jax.random.key(1),
-            learn_variance=True,
             **options,
         )
 
-    def joint(self, shifts):
+    def joint(self, shifts=0.0, variances=None):
         laws = self.bridge.forward_kernels(self.case.times)
-        steps = zip(
-            laws.matrix[:, 0, 0], laws.offset[:, 0] + shifts, laws.cov[:, 0, 0], strict=True
-        )
+        variances = laws.cov[:, 0, 0] if variances is None else variances
+        steps = zip(laws.matrix[:, 0, 0], laws.offset[:, 0] + shifts, variances, strict=True)
         (mean, variance), _ = gaussian_case.MOMENTS[1]
         return joint_gaussians.chain(mean[0], variance[0], list(steps))
 
@@ -78,17 +77,56 @@ def marginal(joint):
 def test_parts_of_a_shifted_chain_are_those_of_its_law(shift):
     chain = Chain(shift)
     forward, found = chain.split()
-    laws = [chain.joint(shifts) for shifts in (chain.shifts, np.zeros(5))]
+    laws = [chain.joint(chain.shifts), chain.joint()]
     gap = joint_gaussians.kl_divergence(*laws)
     terminal = joint_gaussians.kl_divergence(*map(marginal, laws))
-    for name, exact in (("gap_terminal", terminal), ("gap_path", gap - terminal)):
-        assert abs(found[name].value - exact) < 4 * found[name].standard_error
+    for name, known in (("gap_terminal", terminal), ("gap_path", gap - terminal)):
+        assert abs(found[name].value - known) < 4 * found[name].standard_error
         assert found[name].standard_error < 0.15 * gap
     assert found["gap_discretisation"].value == pytest.approx(0.0, abs=1e-6)
     total = judge.bridge_metrics(forward, chain.bridge)["bridge_gap"].value
     assert sum(found[name].value for name in PARTS) == pytest.approx(total, abs=1e-9)
     lower, upper = found["terminal_kl_lower"], found["terminal_kl_upper"]
     assert lower.value < upper.value + 3 * upper.standard_error
+
+
+def narrow_case():
+    """Two steps to a narrow Gaussian."""
+    case = gaussian_case.make(1)
+    mean, variance = gaussian_case.MOMENTS[1][0]
+    end = [-0.8], [[0.1]]
+    return case._replace(
+        ends=(case.ends[0], endpoints.gaussian(mean=end[0], covariance=end[1])),
+        grid=time_grids.uniform(2, gaussian_case.T_MAX),
+        bridge=exact.gaussian_bridge(
+            mean, np.diag(variance), *end, case.law, gaussian_case.T_MAX
+        ),
+    )
+
+
+def test_what_no_chain_can_reach_is_taken_off_both_parts():
+    # Kernels that keep the reference's variance miss the bridge, in its end and before.
+    chain = Chain([0.3, 0.3], narrow_case())
+    _, found = chain.split(learn_variance=False)
+    reached = chain.joint(variances=gaussian_case.SIGMA**2 * np.diff(chain.case.times))
+    gap, limit = (
+        joint_gaussians.kl_divergence(law, chain.joint())
+        for law in (chain.joint(chain.shifts), reached)
+    )
+    terminal, terminal_limit = (
+        joint_gaussians.kl_divergence(marginal(law), marginal(chain.joint()))
+        for law in (chain.joint(chain.shifts), reached)
+    )
+    for name, known in {
+        "bridge_gap_limit": limit,
+        "gap_discretisation": limit,
+        "terminal_kl": terminal,
+        "terminal_kl_limit": terminal_limit,
+        "gap_terminal": terminal - terminal_limit,
+        "gap_path": gap - limit - (terminal - terminal_limit),
+    }.items():
+        assert abs(found[name].value - known) < 4 * found[name].standard_error, name
+        assert found[name].standard_error < 0.2 * terminal_limit, name
 
 
 def test_the_exact_chain_has_no_gap_and_no_drift_error():
@@ -157,6 +195,28 @@ def test_true_draws_score_the_floor_and_shuffled_ones_do_not(pair):
     assert right["conditional_bw_uvp"].value < 2 * floor.value
     assert wrong["conditional_bw_uvp"].value > 20 * floor.value
     assert 0 <= right["bw_uvp"] < 1
+
+
+def test_the_floor_stays_low_in_many_dimensions():
+    dim = 64
+    bridge = pairs.mixture_pair(references.brownian(1.0), 1.0, dim=dim).bridge
+    drawn = []
+
+    def ends(state, key, starts):
+        drawn.append(starts)
+        return np.zeros_like(starts)
+
+    paths = np.zeros((2, 2, dim))
+    paths[1] = 1.0
+    found = diagnosis.plan_metrics(
+        types.SimpleNamespace(ends=ends),
+        bridge,
+        None,
+        Paths(paths, None, None, None, None),
+        jax.random.key(0),
+    )
+    assert 0 < found["conditional_bw_uvp_floor"].value < 7
+    assert len(drawn[0]) == 2**14 and len(np.unique(drawn[0], axis=0)) >= 16
 
 
 def test_the_trained_process_is_run_from_every_start(pair):

@@ -45,14 +45,14 @@ def run(key, which, buffer, step):
 
 
 def test_a_new_buffer_is_full_of_noise(key):
-    buffer = particles.init(key, explorer())
+    buffer = particles.init(key, explorer(), log_density)
     assert int(buffer.num_filled) == SIZE
     np.testing.assert_array_equal(buffer.positions, noise(key, SIZE))
 
 
 @pytest.mark.parametrize("step", range(7))
 def test_all_particles_move_every_third_step_from_step_zero_on(key, step):
-    buffer = particles.init(key, explorer())
+    buffer = particles.init(key, explorer(), log_density)
     after, acceptance = run(key, explorer(), buffer, step)
     if step % 3 == 0:
         moved = np.asarray(buffer.positions) + np.array([1.0, -2.0], np.float32)
@@ -66,7 +66,7 @@ def test_all_particles_move_every_third_step_from_step_zero_on(key, step):
 
 
 def test_without_a_chain_nothing_moves(key):
-    buffer = particles.init(key, explorer())
+    buffer = particles.init(key, explorer(), log_density)
     after, acceptance = run(key, explorer(refresh=None), buffer, 0)
     jax.tree.map(np.testing.assert_array_equal, after, buffer)
     assert np.isnan(acceptance)
@@ -75,7 +75,7 @@ def test_without_a_chain_nothing_moves(key):
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
 def test_a_share_of_the_particles_restarts_from_noise(key, fraction):
     which = explorer(size=2000, restart_fraction=fraction)
-    buffer = particles.init(key, which)
+    buffer = particles.init(key, which, log_density)
     buffer = buffer._replace(positions=jnp.zeros_like(buffer.positions))
     after, _ = run(jax.random.key(3), which, buffer, 0)
     share = np.mean(np.asarray(after.positions[:, 0]) > 50.0)
@@ -86,7 +86,7 @@ def test_a_particle_whose_move_is_not_finite_stays(key):
     def broken(key, positions, log_density):
         return positions.at[5].set(jnp.nan), jnp.asarray(1.0)
 
-    buffer = particles.init(key, explorer())
+    buffer = particles.init(key, explorer(), log_density)
     after, _ = run(key, explorer(refresh=broken), buffer, 0)
     np.testing.assert_array_equal(after.positions, buffer.positions)
     assert int(after.num_filled) == SIZE
@@ -102,7 +102,7 @@ def test_a_real_chain_brings_noise_to_the_energy(key):
         return 3.0 * jax.random.normal(key, (n, 1))
 
     which = Particles(1000, refresh, 1, 0.0, restart)
-    buffer = particles.init(key, which)
+    buffer = particles.init(key, which, log_density)
     after, acceptance = gaussian_case.jit(
         lambda: particles.refresh(
             jax.random.key(4),
@@ -122,7 +122,7 @@ def test_a_real_chain_brings_noise_to_the_energy(key):
 @pytest.mark.parametrize("power", [0.0, 0.5])
 def test_priorities_follow_the_density_where_a_particle_comes_in_and_where_it_moves(key, power):
     which = explorer(priority_power=power, refresh_every=1)
-    buffer = particles.init(key, which)
+    buffer = particles.init(key, which, log_density)
     points = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
     buffer = gaussian_case.jit(lambda: particles.add(which, buffer, points, log_density))()
     np.testing.assert_allclose(buffer.log_weights[:2], [power * 1.0, power * -6.0])
@@ -131,9 +131,17 @@ def test_priorities_follow_the_density_where_a_particle_comes_in_and_where_it_mo
     np.testing.assert_allclose(after.log_weights[:2], [power * 6.0, power * -1.0], atol=1e-6)
 
 
+def test_noise_has_the_priority_of_its_density_and_the_least_where_that_is_not_finite(key):
+    which = explorer(size=4, priority_power=2.0, restart=lambda key, n: jnp.eye(4, 2))
+    buffer = particles.init(key, which, lambda x: jnp.log(x[0] + 2.0 * x[1]))
+    assert int(buffer.num_filled) == 4
+    np.testing.assert_allclose(buffer.log_weights[:2], [0.0, 2.0 * np.log(2.0)], atol=1e-6)
+    assert (buffer.log_weights[2:] < -1e6).all()
+
+
 def test_a_point_without_a_finite_energy_does_not_come_in(key):
     which = explorer(size=4)
-    buffer = particles.init(key, which)
+    buffer = particles.init(key, which, log_density)
     points = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
     after = particles.add(which, buffer, points, lambda x: jnp.log(x[0]))
     np.testing.assert_array_equal(np.isfinite(after.log_weights), [True, False, True, True])

@@ -133,7 +133,7 @@ def bracket(bridge, size, n=4000, *, seed=1, gap=None):
 
     ends = [joint_gaussians.Joint(j.mean[-1:], j.covariance[-1:, -1:]) for j in (P, bridge)]
     exact = joint_gaussians.kl_divergence(*ends)
-    return metrics.terminal_gap(
+    return metrics.terminal_kl(
         log_weights(paths), log_weights(others).reshape(n, size), gap=gap
     ), exact
 
@@ -170,16 +170,16 @@ def test_all_of_a_gap_is_terminal_where_the_conditionals_agree():
     # P with another law of its end: the weight depends on the end alone.
     rng, n = np.random.default_rng(2), 50
     own = rng.normal(size=n)
-    for bound in metrics.terminal_gap(own, np.repeat(own[:, None], 3, axis=1)):
+    for bound in metrics.terminal_kl(own, np.repeat(own[:, None], 3, axis=1)):
         np.testing.assert_allclose(bound.value, own.mean())
         np.testing.assert_allclose(bound.standard_error, own.std(ddof=1) / n**0.5)
     gap = metrics.Estimate(0.3, 0.01)
-    for bound in metrics.terminal_gap(own, np.repeat(own[:, None], 3, axis=1), gap=gap):
+    for bound in metrics.terminal_kl(own, np.repeat(own[:, None], 3, axis=1), gap=gap):
         np.testing.assert_allclose(bound, gap)
 
 
 def test_the_width_of_a_bracket_counts_as_error():
-    bounds = metrics.TerminalGap(metrics.Estimate(1.0, 0.3), metrics.Estimate(1.8, 0.2))
+    bounds = metrics.TerminalKL(metrics.Estimate(1.0, 0.3), metrics.Estimate(1.8, 0.2))
     uniform = uniform_law(1.0, 0.8)
     np.testing.assert_allclose(bounds.middle, (uniform.mean(), np.hypot(0.3, uniform.std())))
 
@@ -187,7 +187,7 @@ def test_the_width_of_a_bracket_counts_as_error():
 @pytest.mark.parametrize("shape", [(8,), (7, 2), (8, 0), (8, 2, 1)])
 def test_other_paths_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"others has shape .* must be \(8, M\)"):
-        metrics.terminal_gap(np.zeros(8), np.zeros(shape))
+        metrics.terminal_kl(np.zeros(8), np.zeros(shape))
 
 
 # ---- Drifts
@@ -199,6 +199,12 @@ def test_drift_error_weighs_the_steps_by_their_lengths():
     # (1 · 3 + 4 · 1) / (25 · 3 + 4 · 1).
     np.testing.assert_allclose(metrics.drift_error(learned, exact, [3.0, 1.0]), (7 / 79, 0.0))
     np.testing.assert_array_equal(metrics.drift_error(exact, exact, [3.0, 1.0]), 0.0)
+
+
+def test_drift_error_of_a_drift_that_is_zero_is_nan():
+    zeros = np.zeros((3, 8, 2))
+    for learned in (zeros, zeros + 1.0):
+        assert np.isnan(metrics.drift_error(learned, zeros, np.ones(3))).all()
 
 
 def test_drift_error_spreads_as_it_says():
