@@ -27,7 +27,7 @@ KEYS = (
 )
 """Every summary has these; null where a quantity is not defined."""
 
-_FEW_ANCHORS = 16
+_FEW_ANCHORS = 4
 """Below this many the minibatch estimate of a potential is mostly noise."""
 
 _IDEALS: dict[str, str | float] = {

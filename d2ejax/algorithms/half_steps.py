@@ -111,7 +111,7 @@ class HalfStep(NamedTuple):
     batch_size: int = 256
     num_paths: int = 8
     num_anchors: int = 1024
-    min_anchors: float = 16.0
+    min_anchors: float = 4.0
     reanchor: bool = True
     off_policy_ratio: optax.Schedule = optax.constant_schedule(0.5)
     reuse_path: bool = True

@@ -383,7 +383,7 @@ UNDER = {
     # Both are the same for Brownian motion.
     "reference.discretisation": ({"reference.name": "ornstein_uhlenbeck"}, "euler"),
     "ipf.num_anchors": ({"target.access": "energy", "ipf.forward_loss": "semi_discrete"}, 8),
-    "ipf.min_anchors": ({"target.access": "energy", "ipf.forward_loss": "hybrid"}, 4.0),
+    "ipf.min_anchors": ({"target.access": "energy", "ipf.forward_loss": "hybrid"}, 8.0),
     "ipf.backward_loss": (
         {"source.access": "energy", "ipf.backward_loss": "log_variance"},
         "trajectory_balance",

@@ -40,3 +40,18 @@ def test_errors_are_shown_beside_their_floors():
     rows = [line.split() for line in summary.table(BASE | measured).splitlines()]
     assert ["conditional_bw_uvp", "3.5000", "0.2500"] in rows
     assert ["drift_error", "0.0200", "0.0000"] in rows
+
+
+def test_few_anchors_are_said_and_what_to_do_about_them():
+    def last_words(**found):
+        lines = summary.table(BASE | found).splitlines()
+        return [line for line in lines if "effective anchors" in line]
+
+    (advice,) = last_words(effective_anchors=2.25, closed_form=1.0)
+    assert "only 2.2 effective anchors" in advice
+    assert "num_anchors, or learn the opposite process with loss 'hybrid'" in advice
+    # A hybrid that has handed over already does so.
+    (advice,) = last_words(effective_anchors=2.25, closed_form=0.0)
+    assert advice.endswith("raise ipf.num_anchors")
+    assert not last_words(effective_anchors=40.0, closed_form=1.0)
+    assert not last_words(effective_anchors=None)
