@@ -47,8 +47,9 @@ def few_paths(monkeypatch):
         "ENDS": 32,
         "OTHERS": 2,
         "DRIFT_PATHS": 64,
-        "STARTS": 8,
-        "DRAWS": 16,
+        "ALL_DRAWS": 128,
+        "FEWEST_STARTS": 8,
+        "FEWEST_DRAWS": 16,
     }.items():
         monkeypatch.setattr(diagnosis, f"_{name}", few)
     # Tested elsewhere, and slow.
