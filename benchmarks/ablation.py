@@ -277,18 +277,13 @@ def write(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is missing, then writes what there is, also if it was interrupted."""
     args = parse(argv)
-    with runs.locked(args.folder):
-        planned = runs.identified(cells(args), configure)
-        try:
-            runs.complete(
-                args.folder / runs.RECORDS,
-                planned,
-                functools.partial(measure, args.folder),
-                fresh=args.fresh,
-                retry_failed=args.retry_failed,
-            )
-        finally:
-            write(args)
+    runs.run(
+        args,
+        cells(args),
+        configure,
+        functools.partial(measure, args.folder),
+        lambda: write(args),
+    )
 
 
 if __name__ == "__main__":

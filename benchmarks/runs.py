@@ -236,6 +236,39 @@ def complete(
         append_record(path, {**hashed, **measure(cell)})
 
 
+def run(
+    args: argparse.Namespace,
+    cells: Iterable[Record],
+    configure: Callable[[Record], ConfigDict],
+    measure: Callable[[Cell], Mapping[str, Any]],
+    write: Callable[[], None],
+) -> None:
+    """Measures what is missing, then writes what there is, also if it was interrupted.
+
+    Args:
+        args: The flags of `add_flags`.
+        cells: The fields of each cell.
+        configure: Maps them to a validated configuration.
+        measure: Maps a cell to what was found.
+        write: Writes the tables and figures of all records.
+
+    Raises:
+        SystemExit: If a configuration is refused, or another process is at work in the folder.
+    """
+    with locked(args.folder):
+        planned = identified(cells, configure)
+        try:
+            complete(
+                args.folder / RECORDS,
+                planned,
+                measure,
+                fresh=args.fresh,
+                retry_failed=args.retry_failed,
+            )
+        finally:
+            write()
+
+
 def _shown(fields: Record) -> str:
     return " ".join(f"{name}={value}" for name, value in fields.items())
 

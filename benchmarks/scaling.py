@@ -162,18 +162,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cell is not None:
         print(json.dumps(measure(args.cell, dispatch=args.dispatch, repeats=args.repeats)))
         return
-    with runs.locked(args.folder):
-        planned = runs.identified(cells(args), configuration)
-        try:
-            runs.complete(
-                args.folder / runs.RECORDS,
-                planned,
-                lambda cell: measure_apart(cell, args),
-                fresh=args.fresh,
-                retry_failed=args.retry_failed,
-            )
-        finally:
-            write(args.folder)
+    runs.run(
+        args,
+        cells(args),
+        configuration,
+        lambda cell: measure_apart(cell, args),
+        lambda: write(args.folder),
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
+from d2ejax import metrics
 from d2ejax.endpoints import mixtures, options
 from d2ejax.endpoints.base import Endpoint, square_around
 from d2ejax.exact import Mixture, PlanBridge, mixture_bridge, plan_bridge
@@ -89,14 +90,7 @@ def mixture_pair(
         ValueError: If t_max or an option is out of range.
     """
     options.positive("t_max", t_max)
-    dim = options.integer("dim", dim, minimum=2)
-    size = options.integer("num_components", num_components, minimum=1)
-    radius, width = options.positive("separation", separation), options.positive("std", std)
-    rng = np.random.default_rng(options.integer("seed", seed, minimum=0))
-    phi, psi = (
-        Mixture(np.zeros(size), radius * centres, _variances(rng, size, dim, width))
-        for centres in _directions(rng, size, dim)
-    )
+    _, phi, psi = _components(dim, num_components, separation, std, seed)
     whole = transition(reference, 0.0, t_max)
     log_phi, log_psi = _balance(log_overlaps(phi.push(*whole), psi))
     bridge = mixture_bridge(
@@ -104,7 +98,7 @@ def mixture_pair(
     )
     phi_end, psi_start = bridge.phi.push(*whole), bridge.psi.push(1.0, whole.variance)
     # The components of either end, as `mixture_bridge` orders them.
-    owners = np.divmod(np.arange(size**2), size)
+    owners = np.divmod(np.arange(num_components**2), num_components)
     return Pair(
         source=_mixture_end(
             "mixtures_source",
@@ -157,12 +151,8 @@ def gaussian_plan_pair(
     Source: Gushchin et al. (2023), arXiv:2306.10161.
     """
     options.positive("t_max", t_max)
-    dim = options.integer("dim", dim, minimum=2)
-    size = options.integer("num_components", num_components, minimum=1)
-    radius, width = options.positive("separation", separation), options.positive("std", std)
-    rng = np.random.default_rng(options.integer("seed", seed, minimum=0))
-    centres = radius * _directions(rng, size, dim)[0]
-    psi = Mixture(np.zeros(size), centres, _variances(rng, size, dim, width))
+    rng, psi, _ = _components(dim, num_components, separation, std, seed)
+    dim = psi.dim
     source = Mixture(np.zeros(1), np.zeros((1, dim)), np.ones((1, dim)))
     whole = transition(reference, 0.0, t_max)
     bridge = plan_bridge(source, _balance_plan(rng, source, psi, whole), reference, t_max)
@@ -192,6 +182,25 @@ def make_pair(name: str, reference: Reference, t_max: float, /, **options_: Any)
             name), or a value has the wrong kind or range.
     """
     return options.build_by_name("pair", PAIRS, name, (reference, t_max), options_)
+
+
+def _components(
+    dim: int, num_components: int, separation: float, std: float, seed: int
+) -> tuple[np.random.Generator, Mixture, Mixture]:
+    """The generator of a pair after its first draws, and components for either end.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+    dim = options.integer("dim", dim, minimum=2)
+    size = options.integer("num_components", num_components, minimum=1)
+    radius, width = options.positive("separation", separation), options.positive("std", std)
+    rng = np.random.default_rng(options.integer("seed", seed, minimum=0))
+    first, second = (
+        Mixture(np.zeros(size), radius * centres, _variances(rng, size, dim, width))
+        for centres in _directions(rng, size, dim)
+    )
+    return rng, first, second
 
 
 def _directions(rng: np.random.Generator, num: int, dim: int) -> tuple[HostArray, HostArray]:
@@ -343,9 +352,7 @@ def _nearest_shares(
     counts = np.zeros(len(modes))
     dim = modes.shape[1]
     for size in _sizes(min(_SHARE_DRAWS, _SHARE_NUMBERS // dim), 4 * dim):
-        draws = sample(rng, size)
-        nearest = np.argmax(draws @ modes.T - 0.5 * np.sum(modes**2, axis=1), axis=1)
-        counts += np.bincount(nearest, minlength=len(modes))
+        counts += size * metrics.mode_weights(sample(rng, size), modes)
     return (counts / counts.sum()).astype(np.float32)
 
 

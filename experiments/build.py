@@ -1,4 +1,4 @@
-"""From a validated config to an experiment: the only reader of configs.
+"""From a validated config to an experiment: beside `ends` the only reader of configs.
 
 Nothing here simulates or trains; it wires functions of the library together.
 """

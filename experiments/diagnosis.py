@@ -77,12 +77,10 @@ def split(
     limit, paths, log_ratios = _run(chain, experiment, matched_key, len(forward.paths))
     found = {"bridge_gap_limit": limit}
 
-    def score(paths: HostArray) -> HostArray:
-        return judged.score(state, paths).log_ratios
-
     trained_ratios = forward.log_forward - forward.log_reference
     gap = metrics.bridge_gap(trained_ratios, *_potentials(bridge, forward.paths))
     terminal_kl = functools.partial(_terminal, experiment, bridge)
+    score = functools.partial(judged.log_ratios, state)
     trained = terminal_kl(forward.paths, trained_ratios, gap, score, keys[0])
     if trained is None:
         return found
@@ -115,7 +113,7 @@ def drift_error(
         (bridge.step_moments(paths[:, k], times[k], times[k + 1])[0] - paths[:, k]) / step
         for k, step in enumerate(steps)
     ]
-    learned = np.swapaxes(judged.score(state, paths).drifts, 0, 1)
+    learned = np.swapaxes(judged.drifts(state, paths), 0, 1)
     return {"drift_error": metrics.drift_error(learned, np.stack(exact), steps)}
 
 

@@ -41,7 +41,11 @@ def build_end(section: ConfigDict) -> Endpoint:
 
 def build_pair(config: ConfigDict) -> Ends:
     """The ends and the bridge of the section `pair`, for the reference of the configuration."""
-    relevant = {name: config[name].to_dict() for name in ("pair", "reference", "grid")}
+    relevant = {
+        "pair": config.pair.to_dict(),
+        "reference": config.reference.to_dict(),
+        "grid": {"t_max": config.grid.t_max},
+    }
     return _pair(json.dumps(relevant, sort_keys=True))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d2ejax import gaussians, kernels, metrics, parallel, references, rollouts
+from d2ejax import kernels, metrics, parallel, references, rollouts
 from d2ejax.algorithms import ipf
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
@@ -49,19 +49,6 @@ class Paths(NamedTuple):
     log_reference: Any
 
 
-class Score(NamedTuple):
-    """What the forward process makes of paths that are given.
-
-    Attributes:
-        drifts: (E[x_{k+1} | x_k] - x_k) / Δ_k at every point but the last,
-            `(n, num_steps, dim)`.
-        log_ratios: Log-density given x_0, less that of the reference, `(n,)`.
-    """
-
-    drifts: Any
-    log_ratios: Any
-
-
 class Judge:
     """Simulates and scores the processes of one experiment, beside the exact bridge.
 
@@ -72,7 +59,8 @@ class Judge:
         self.experiment = experiment
         self._forward = jax.jit(lambda state, key: _simulate(experiment, state, key, False))
         self._backward = jax.jit(lambda state, key: _simulate(experiment, state, key, True))
-        self._score = jax.jit(functools.partial(_score, experiment))
+        self._log_ratios = jax.jit(functools.partial(_log_ratios, experiment))
+        self._drifts = jax.jit(functools.partial(_drifts, experiment))
         self._continue = jax.jit(functools.partial(_continue, experiment))
 
     @functools.cached_property
@@ -99,9 +87,13 @@ class Judge:
         """Paths of the backward process started in true samples of the target."""
         return _in_chunks(self._backward, state, key, n)
 
-    def score(self, state: ipf.State, paths: HostArray) -> Score:
-        """Scores paths `(n, num_steps + 1, dim)`, whatever process they come from."""
-        return _in_pieces(lambda piece: self._score(state, piece), paths, SCORED)
+    def log_ratios(self, state: ipf.State, paths: HostArray) -> HostArray:
+        """Log-densities of given paths, less those of the reference, `(n,)`."""
+        return _in_pieces(lambda piece: self._log_ratios(state, piece), paths, SCORED)
+
+    def drifts(self, state: ipf.State, paths: HostArray) -> HostArray:
+        """`kernel_drift` at every point of given paths but the last, `(n, num_steps, dim)`."""
+        return _in_pieces(lambda piece: self._drifts(state, piece), paths, SCORED)
 
     def ends(self, state: ipf.State, key: Key, starts: HostArray) -> HostArray:
         """Runs the forward process from each of `(n, dim)` starts to its end."""
@@ -134,19 +126,27 @@ def _simulate(experiment: Experiment, state: ipf.State, key: Key, backward: bool
     return jax.vmap(one)(jax.random.split(path_key, CHUNK), starts)
 
 
-def _score(experiment: Experiment, state: ipf.State, paths: Array) -> Score:
-    process, params = experiment.forward, experiment.forward_params(state)
+def kernel_drift(
+    experiment: Experiment, state: ipf.State, step: kernels.Step, x: Array
+) -> Array:
+    """(E[x_{k+1} | x_k] - x_k) / Δ_k of the forward process at one point, `(dim,)`."""
+    law = experiment.forward.kernel(experiment.forward_params(state), x, step)
+    return (law.mean - x) / step.length
 
-    def step(step: kernels.Step, x: Array, following: Array) -> tuple[Array, Array]:
-        law = process.kernel(params, x, step)
-        return (law.mean - x) / step.length, gaussians.log_density(law, following)
 
-    def one(path: Array) -> Score:
-        drifts, log_densities = jax.vmap(step)(process.steps, path[:-1], path[1:])
-        reference = rollouts.log_density(experiment.reference, None, path)
-        return Score(drifts, jnp.sum(log_densities) - reference)
+def _log_ratios(experiment: Experiment, state: ipf.State, paths: Array) -> Array:
+    params = experiment.forward_params(state)
+
+    def one(path: Array) -> Array:
+        log_forward = rollouts.log_density(experiment.forward, params, path)
+        return log_forward - rollouts.log_density(experiment.reference, None, path)
 
     return jax.vmap(one)(paths)
+
+
+def _drifts(experiment: Experiment, state: ipf.State, paths: Array) -> Array:
+    at_steps = jax.vmap(functools.partial(kernel_drift, experiment, state))
+    return jax.vmap(lambda path: at_steps(experiment.forward.steps, path[:-1]))(paths)
 
 
 def _continue(experiment: Experiment, state: ipf.State, key: Key, starts: Array) -> Array:

@@ -1,5 +1,6 @@
 """What a run leaves behind: metrics for its summary, plots, samples."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -190,22 +191,17 @@ def _drift_figure(
     axes = [np.linspace(a, b, _DRIFT_POINTS) for a, b in zip(low, high, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
     steps = jax.tree.map(lambda leaf: leaf[chosen], experiment.forward.steps)
-    params = experiment.forward_params(state)
-
-    @jax.jit
-    @jax.vmap
-    def drift(step):
-        def at(x):
-            return (experiment.forward.kernel(params, x, step).mean - x) / step.length
-
-        return jax.vmap(at)(jnp.asarray(points, jnp.float32))
-
+    drift = functools.partial(judge.kernel_drift, experiment, state)
+    over_points = jax.vmap(drift, in_axes=(None, 0))
+    learned = jax.jit(jax.vmap(over_points, in_axes=(0, None)))(
+        steps, jnp.asarray(points, jnp.float32)
+    )
     exact = None
     if bridge is not None:
         exact = np.stack([bridge.drift(points, float(times[k])) for k in chosen])
     weights = np.stack([_mass(forward.paths[:, k], axes) for k in chosen])
     return plotting.drift_field(
-        times[chosen], points, np.asarray(drift(steps)), exact, weights=weights
+        times[chosen], points, np.asarray(learned), exact, weights=weights
     )
 
 

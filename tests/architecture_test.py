@@ -24,8 +24,8 @@ ROOMS = {
     "plotting": (),
     "exact": SPINE[:4],
     # Ends that come with their exact bridge.
-    "pairs": (*SPINE[:4], "endpoints", "exact"),
     "metrics": (*SPINE, "exact"),
+    "pairs": (*SPINE[:4], "endpoints", "exact", "metrics"),
     # Of endpoints, the type alone: which ones there are is the caller's affair.
     "algorithms": (*SPINE, "losses", "exploration", "endpoints.base"),
     "parallel": ("typing", "algorithms.base"),

@@ -194,23 +194,25 @@ def ipf(
     def step(state: State) -> tuple[State, dict[str, Array]]:
         direction = _direction(plan, state.step)
         if not warm_start:
-            begins = _begins(plan, state.step)
-            state = jax.lax.cond(begins, restart, lambda state, _: state, state, direction)
+            restart = partial(_restart, init_params, direction)
+            state = jax.lax.cond(_begins(plan, state.step), restart, lambda state: state, state)
         return jax.lax.switch(direction, branches, state)
 
-    def restart(state: State, direction: Array) -> State:
-        fresh = init_params(jax.random.fold_in(state.params_key, state.step))
-        models = [
-            jax.tree.map(
-                partial(jnp.where, direction == which),
-                model._replace(params=params, average=params),
-                model,
-            )
-            for which, (model, params) in enumerate(zip(state.models, fresh, strict=True))
-        ]
-        return state._replace(models=(models[BACKWARD], models[FORWARD]))
-
     return Algorithm(init, step)
+
+
+def _restart(
+    init_params: Callable[[Key], tuple[Params, Params]], direction: Array, state: State
+) -> State:
+    """New parameters, the same on all devices, for the model of one direction."""
+    fresh = init_params(jax.random.fold_in(state.params_key, state.step))
+
+    def renewed(which: int) -> Model:
+        model = state.models[which]
+        new = model._replace(params=fresh[which], average=fresh[which])
+        return jax.tree.map(partial(jnp.where, direction == which), new, model)
+
+    return state._replace(models=(renewed(BACKWARD), renewed(FORWARD)))
 
 
 def _train(

@@ -6,6 +6,7 @@ reference holds for a x_0 in place of x_0 and v in place of ε = σ²T.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -136,24 +137,14 @@ def gaussian_bridge(
         step, cov = regress(joint(t, t_next))
         return step(x), np.broadcast_to(np.diag(cov), x.shape)
 
-    def sample_starts(rng: np.random.Generator, x_1: HostArray) -> HostArray:
-        kernel, cov = regress(swap(as_joint(plan)))
-        x_1 = np.asarray(x_1, np.float64)
-        return kernel(x_1) + rng.standard_normal(x_1.shape) @ np.linalg.cholesky(cov).T
-
-    def sample_plan(rng: np.random.Generator, n: int) -> tuple[HostArray, HostArray]:
-        joined = rng.multivariate_normal(plan.mean, plan.cov, size=n, method="cholesky")
-        dim = len(plan.mean) // 2
-        return joined[:, :dim], joined[:, dim:]
-
     return GaussianBridge(
         path_kl=path_kl,
         transport_cost=_transport_cost(plan),
         log_potentials=log_potentials,
         drift=lambda x, t: affine_drift(t)(x),
         step_moments=step_moments,
-        sample_plan=sample_plan,
-        sample_starts=sample_starts,
+        sample_plan=functools.partial(_sample_plan, plan),
+        sample_starts=functools.partial(_sample_starts, plan),
         plan=plan,
         marginal=marginal,
         affine_drift=affine_drift,
@@ -164,6 +155,20 @@ def gaussian_bridge(
             [regress(swap(joint(s, t))) for s, t in _steps(times)]
         ),
     )
+
+
+def _sample_plan(
+    plan: GaussianPlan, rng: np.random.Generator, n: int
+) -> tuple[HostArray, HostArray]:
+    joined = rng.multivariate_normal(plan.mean, plan.cov, size=n, method="cholesky")
+    dim = len(plan.mean) // 2
+    return joined[:, :dim], joined[:, dim:]
+
+
+def _sample_starts(plan: GaussianPlan, rng: np.random.Generator, x_1: HostArray) -> HostArray:
+    kernel, cov = regress(swap(as_joint(plan)))
+    x_1 = np.asarray(x_1, np.float64)
+    return kernel(x_1) + rng.standard_normal(x_1.shape) @ np.linalg.cholesky(cov).T
 
 
 def _combine(coefficients: DriftCoefficients, posterior: AffineMap) -> AffineMap:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from d2ejax.exact.base import (
+    DriftCoefficients,
     HostArray,
     PinnedStep,
     Transition,
@@ -62,9 +63,8 @@ class ForwardSide(NamedTuple):
 
     def drift(self, x: HostArray, t: float) -> HostArray:
         """See `ExactBridge`."""
-        x = np.asarray(x, np.float64)
         coefficients = forward_coefficients(self.reference, t, self.t_max)
-        return coefficients.own * x + coefficients.gain * self.posterior(x, t).mean()
+        return _combine(coefficients, x, self.posterior(x, t).mean())
 
     def step_moments(
         self, x: HostArray, t: float, t_next: float
@@ -72,7 +72,7 @@ class ForwardSide(NamedTuple):
         """See `ExactBridge`."""
         step = pinned_step(self.reference, t, t_next, self.t_max)
         mean, var = self.posterior(x, t).mean_and_variance()
-        return _step_mean(step, x, mean), step.variance + step.gain**2 * var
+        return _combine(step, x, mean), step.variance + step.gain**2 * var
 
     def step_law(self, x: HostArray, t: float, t_next: float) -> tuple[HostArray, HostArray]:
         """See `PlanBridge`."""
@@ -103,9 +103,8 @@ class BackwardSide(NamedTuple):
 
     def drift(self, x: HostArray, t: float) -> HostArray:
         """See `MixtureBridge`."""
-        x = np.asarray(x, np.float64)
         coefficients = backward_coefficients(self.reference, t, self.t_max)
-        return coefficients.own * x + coefficients.gain * self.posterior(x, t).mean()
+        return _combine(coefficients, x, self.posterior(x, t).mean())
 
     def step_law(
         self, x: HostArray, t: float, t_previous: float
@@ -125,15 +124,17 @@ class BackwardSide(NamedTuple):
         return _step_law(PinnedStep(pinned.gain, pinned.own, pinned.variance), x, posterior)
 
 
-def _step_mean(step: PinnedStep, x: HostArray, mean: HostArray) -> HostArray:
-    return step.own * np.asarray(x, np.float64) + step.gain * mean
+def _combine(
+    factors: PinnedStep | DriftCoefficients, x: HostArray, mean: HostArray
+) -> HostArray:
+    return factors.own * np.asarray(x, np.float64) + factors.gain * mean
 
 
 def _step_law(step: PinnedStep, x: HostArray, other: Posterior) -> tuple[HostArray, HostArray]:
     """Mean and covariance of own x + gain y + N(0, variance), y from the other end's law."""
     mean, cov = other.mean_and_covariance()
     noise = step.variance * np.eye(mean.shape[1])
-    return _step_mean(step, x, mean), step.gain**2 * cov + noise
+    return _combine(step, x, mean), step.gain**2 * cov + noise
 
 
 class JointMixture(NamedTuple):

@@ -234,11 +234,13 @@ def test_the_trained_process_is_run_from_every_start(pair):
 def test_given_paths_are_scored_as_simulated_ones(pair):
     judged, state = judge.Judge(pair), initial_state(pair)
     forward = judged.forward(state, jax.random.key(0), 500)
-    found = judged.score(state, forward.paths)
-    assert found.drifts.shape == (500, 2, 2) and found.log_ratios.shape == (500,)
-    np.testing.assert_allclose(
-        found.log_ratios, forward.log_forward - forward.log_reference, atol=1e-5
-    )
+    found = judged.log_ratios(state, forward.paths)
+    assert found.shape == (500,)
+    np.testing.assert_allclose(found, forward.log_forward - forward.log_reference, atol=1e-5)
+    # Untrained, it is Brownian motion, which goes nowhere on average.
+    drifts = judged.drifts(state, forward.paths)
+    assert drifts.shape == (500, 2, 2)
+    np.testing.assert_allclose(drifts, 0.0, atol=1e-5)
 
 
 def test_the_bridge_of_a_pair_is_its_own(pair):
