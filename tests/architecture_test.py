@@ -23,8 +23,8 @@ ROOMS = {
     "exploration": ("typing",),
     "plotting": (),
     "exact": SPINE[:4],
-    # Ends that come with their exact bridge.
     "metrics": (*SPINE, "exact"),
+    # Ends that come with their exact bridge.
     "pairs": (*SPINE[:4], "endpoints", "exact", "metrics"),
     # Of endpoints, the type alone: which ones there are is the caller's affair.
     "algorithms": (*SPINE, "losses", "exploration", "endpoints.base"),

@@ -40,8 +40,8 @@ def get_config() -> ConfigDict:
             # uniform | end_refined | cosine - refined where the drift is stiff: a quarter of
             # the gap that Gaussian kernels can reach on a uniform grid
             spacing="end_refined",
-            # of end_refined: t_k = T (1 - (1 - k/K)^power) - matched kernels reach .070, .093 at
-            # 1.5 and .069 at 3
+            # of end_refined: t_k = T (1 - (1 - k/K)^power) - matched kernels reach .070, with
+            # 1.5 .093 and with 3 .069
             power=2.0,
         ),
         # learn each kernel's variance; False keeps the reference's - with which no chain can
