@@ -48,17 +48,54 @@ class TimeMLP(nn.Module):
     def __call__(self, x: Array, fraction: Array) -> Array:
         """Maps `(num_inputs,)` and t/T to `(num_outputs,)`."""
         features = time_features(fraction, self.num_frequencies)
+        # Layer norm subtracts the mean of its input. Taken from the weights instead it is the
+        # same, once per gradient step and not once per example.
+        centred_over = self.width if self.layer_norm else None
         # One product for the time terms of all layers.
-        shifts = nn.Dense(self.depth * self.width, name="time")(features)
+        time = _Dense(self.depth * self.width, centred_over, use_bias=True, name="time")
         hidden = x
-        for layer, shift in enumerate(jnp.split(shifts, self.depth)):
-            dense = nn.Dense(self.width, use_bias=False, name=f"hidden_{layer}")
+        for layer, shift in enumerate(jnp.split(time(features), self.depth)):
+            dense = _Dense(self.width, centred_over, use_bias=False, name=f"hidden_{layer}")
             hidden = dense(hidden) + shift
             if self.layer_norm:
-                hidden = nn.LayerNorm(name=f"norm_{layer}")(hidden)
+                hidden = _Scale(name=f"norm_{layer}")(hidden)
             hidden = nn.silu(hidden)
         head = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="head")
         return head(hidden)
+
+
+class _Dense(nn.Module):
+    """A dense layer; the outputs have mean zero in each group of `centred_over` of them."""
+
+    num_outputs: int
+    centred_over: int | None
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1], self.num_outputs)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        outputs = x @ self._centred(kernel)
+        if not self.use_bias:
+            return outputs
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        return outputs + self._centred(bias)
+
+    def _centred(self, leaf: Array) -> Array:
+        if self.centred_over is None:
+            return leaf
+        groups = leaf.reshape(*leaf.shape[:-1], -1, self.centred_over)
+        return (groups - jnp.mean(groups, axis=-1, keepdims=True)).reshape(leaf.shape)
+
+
+class _Scale(nn.Module):
+    """What layer norm does to a vector of mean zero."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape)
+        bias = self.param("bias", nn.initializers.zeros, x.shape)
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x)) + 1e-6) * scale + bias
 
 
 def time_features(fraction: Array, num_frequencies: int) -> Array:

@@ -5,6 +5,8 @@ simulated, step after step, without keeping activations, and then scored: the lo
 all K steps are evaluated as one batch over time.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -37,37 +39,46 @@ def simulate(key: Key, process: Process, params: Params, x: Array) -> Array:
     return jnp.concatenate(ends)
 
 
-def step_log_densities(process: Process, params: Params, path: Array) -> Array:
-    """Log-densities of a path's steps under a process, in one batch over time.
+def step_log_densities(process: Process, params: Params, paths: Array) -> Array:
+    """Log-densities of the steps of one or many paths under a process, as one batch of rows.
 
     Args:
         process: Forward: log P(x_{k+1} | x_k). Backward: log R(x_k | x_{k+1}).
         params: Parameters of its network.
-        path: Shape `(num_steps + 1, dim)`, in the order of time.
+        paths: Shape `(..., num_steps + 1, dim)`, in the order of time. Hand over a batch as it
+            is, rather than under `vmap`: see below.
 
     Returns:
-        Shape `(num_steps,)`, with all constants.
+        Shape `(..., num_steps)`, with all constants.
     """
-    given, drawn = (path[1:], path[:-1]) if process.backward else (path[:-1], path[1:])
+    early, late = paths[..., :-1, :], paths[..., 1:, :]
+    given, drawn = (late, early) if process.backward else (early, late)
+    dim, batch = paths.shape[-1], given.shape[:-1]
+    # All steps of all paths are rows of one matrix. Nested batch axes, of paths and of time,
+    # are the same work, but XLA's loops over them take half as long again on a CPU.
+    copies = math.prod(batch[:-1])
+    steps = jax.tree.map(lambda leaf: jnp.tile(leaf, copies), process.steps)
 
     def score(step, x, y):
         return gaussians.log_density(process.kernel(params, x, step), y)
 
-    return jax.vmap(score)(process.steps, given, drawn)
+    scores = jax.vmap(score)(steps, given.reshape(-1, dim), drawn.reshape(-1, dim))
+    return scores.reshape(batch)
 
 
-def log_density(process: Process, params: Params, path: Array) -> Array:
-    """Log-density of a path given the end that the process starts from; a scalar.
+def log_density(process: Process, params: Params, paths: Array) -> Array:
+    """Log-density of paths given the end that the process starts from.
 
     Args:
         process: The process.
         params: Parameters of its network.
-        path: Shape `(num_steps + 1, dim)`, in the order of time.
+        paths: Shape `(..., num_steps + 1, dim)`, in the order of time.
 
     Returns:
-        Σ_k log P(x_{k+1} | x_k), or Σ_k log R(x_k | x_{k+1}) for a backward process.
+        Σ_k log P(x_{k+1} | x_k), or Σ_k log R(x_k | x_{k+1}) for a backward process, of shape
+        `(...)`.
     """
-    return jnp.sum(step_log_densities(process, params, path))
+    return jnp.sum(step_log_densities(process, params, paths), axis=-1)
 
 
 def step_kl_divergences(

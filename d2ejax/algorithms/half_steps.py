@@ -181,9 +181,7 @@ def _likelihood_objective(half: HalfStep, key: Key, inputs: Inputs) -> Objective
         paths = bridge(keys, half.law, paths[:, 0], paths[:, -1], half.grid)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-        log_densities = jax.vmap(rollouts.step_log_densities, (None, None, 0))(
-            half.trained, params["drift"], paths
-        )
+        log_densities = rollouts.step_log_densities(half.trained, params["drift"], paths)
         metrics = {name: jnp.full((), jnp.nan) for name in METRICS}
         return losses.trajectory_likelihood_loss(log_densities), metrics
 
@@ -216,15 +214,14 @@ def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Object
         buffers = _replace(buffers, half.goal_end, goal_buffer)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-        def log_ratio(path: Array) -> Array:
-            return losses.log_path_ratio(
-                path,
-                log_trained=lambda p: rollouts.log_density(half.trained, params["drift"], p),
-                log_opposite=partner.log_density,
-                log_goal=lambda p: inverse_temperature * log_goal(p[half.goal_end]),
-            )
-
-        log_ratios = jax.vmap(jax.vmap(log_ratio))(paths)
+        log_ratios = losses.log_path_ratio(
+            paths,
+            log_trained=lambda p: rollouts.log_density(half.trained, params["drift"], p),
+            log_opposite=jax.vmap(jax.vmap(partner.log_density)),
+            log_goal=jax.vmap(
+                jax.vmap(lambda p: inverse_temperature * log_goal(p[half.goal_end]))
+            ),
+        )
         value = _balance_loss(half, params, starts, log_ratios, partner.in_closed_form)
         anchors = jnp.mean(jax.vmap(partner.effective_anchors)(ends))
         closed_form = partner.in_closed_form.astype(jnp.float32)

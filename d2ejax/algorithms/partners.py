@@ -5,13 +5,14 @@ over anchors of the end that the trained process starts from (the semi-discrete 
 whichever of the two the effective number of anchors speaks for.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from d2ejax import gaussians, losses, references, rollouts
+from d2ejax import losses, references, rollouts
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
@@ -93,8 +94,8 @@ def smoothed_anchors(
     anchors = chosen + bandwidth[None] * jax.random.normal(noise_key, (num_anchors, dim))
 
     def log_proposal(x: Array) -> Array:
-        deviations = jnp.square((x[None] - positions) / bandwidth[None])
-        return jax.nn.logsumexp(-0.5 * jnp.sum(deviations, axis=1))
+        distances = _squared_distances(positions / bandwidth[None], x / bandwidth)
+        return jax.nn.logsumexp(-0.5 * distances)
 
     return Anchors(anchors, jax.vmap(lambda x: log_density(x) - log_proposal(x))(anchors))
 
@@ -136,14 +137,8 @@ def semi_discrete(
     goal_end = 0 if backward else -1
 
     def log_weights(goal: Array) -> Array:
-        def log_transition(anchor: Array) -> Array:
-            x_0, x_1 = (goal, anchor) if backward else (anchor, goal)
-            gaussian = references.transition(law, x_0, grid.times[0], grid.times[-1])
-            return gaussians.log_density(gaussian, x_1)
-
-        return losses.anchor_log_weights(
-            jax.vmap(log_transition)(anchors.positions), potentials, anchors.log_importance
-        )
+        log_transitions = _log_transitions(law, grid, anchors.positions, goal, backward)
+        return losses.anchor_log_weights(log_transitions, potentials, anchors.log_importance)
 
     def draw_one(key: Key, goal: Array) -> Array:
         choice_key, bridge_key = jax.random.split(key)
@@ -164,6 +159,31 @@ def semi_discrete(
         lambda goal: losses.effective_anchors(log_weights(goal)),
         in_closed_form=jnp.asarray(True),
     )
+
+
+def _log_transitions(
+    law: Reference, grid: TimeGrid, anchors: Array, goal: Array, backward: bool
+) -> Array:
+    """Log-density of the reference's transition between each anchor and one goal."""
+    start, end = grid.times[0], grid.times[-1]
+    scale, variance = law.scale(start, end), law.variance(start, end)
+    near, far = (anchors, scale * goal) if backward else (scale * anchors, goal)
+    distances = _squared_distances(near, far)
+    constant = goal.shape[-1] * (jnp.log(variance) + math.log(2.0 * math.pi))
+    return -0.5 * (distances / variance + constant)
+
+
+def _squared_distances(points: Array, y: Array) -> Array:
+    """Squared distances of `(n, dim)` points from one, as a product of matrices under `vmap`.
+
+    All goals times all anchors times all coordinates is by far the largest array of a gradient
+    step, so it is better not to make it.
+    """
+    # Near the points' centre little is lost where the squares cancel.
+    centre = jnp.mean(points, axis=0)
+    points, y = points - centre[None], y - centre
+    squares = jnp.sum(jnp.square(points), axis=1) + jnp.sum(jnp.square(y))
+    return jnp.maximum(squares - 2.0 * (points @ y), 0.0)
 
 
 def hybrid(

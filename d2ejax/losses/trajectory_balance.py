@@ -9,7 +9,7 @@ from d2ejax.typing import Array
 
 
 def log_path_ratio(
-    path: Array,
+    paths: Array,
     *,
     log_trained: Callable[[Array], Array],
     log_opposite: Callable[[Array], Array],
@@ -22,18 +22,19 @@ def log_path_ratio(
     Malkin 2026, "Data-to-Energy Stochastic Dynamics"). Only `log_trained` carries a gradient.
 
     Args:
-        path: Shape `(num_steps + 1, dim)`.
-        log_trained: Maps a path to its log-density under the trained process, given its start.
-        log_opposite: Maps a path to its log-density under the opposite process, given its end.
-        log_goal: Maps a path to the log-density -E of its goal, the end that is pinned: the
-            energy of a forward half-step is evaluated at `path[-1]`, of a backward one at
-            `path[0]`. Need not be normalised.
+        paths: One path `(num_steps + 1, dim)` or a batch of them `(..., num_steps + 1, dim)`,
+            whichever the callables take.
+        log_trained: Maps it to its log-density under the trained process, given its start.
+        log_opposite: Maps it to its log-density under the opposite process, given its end.
+        log_goal: Maps it to the log-density -E of its goal, the end that is pinned: the energy
+            of a forward half-step is evaluated at `path[-1]`, of a backward one at `path[0]`.
+            Need not be normalised.
 
     Returns:
-        A scalar, in nats.
+        Shape `(...)`, in nats: a scalar for one path.
     """
-    target = log_opposite(path) + log_goal(path)
-    return log_trained(path) - jax.lax.stop_gradient(target)
+    target = log_opposite(paths) + log_goal(paths)
+    return log_trained(paths) - jax.lax.stop_gradient(target)
 
 
 def log_variance_loss(log_ratios: Array) -> Array:
