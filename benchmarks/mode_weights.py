@@ -2,11 +2,12 @@
 
 Trains ten seeds of every default config whose target has modes, and prints how much of its true
 mass each mode got; mode_weights.md in the folder has the same. A run that failed counts as one
-that lost a mode. Runs that are finished are not repeated, interrupted ones go on; those of
+that lost a mode. Runs that have a record of the same configuration are not repeated; those of
 `benchmarks.results` are among them.
 """
 
 import argparse
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,49 +27,63 @@ _COLUMNS = ("config", "seed", "smallest / true", "largest / true", "gap (limit)"
 # Below half its mass a mode counts as lost, as in metrics.mode_coverage.
 _LOST = 0.5
 
-Shares = dict[tuple[str, int], np.ndarray]
-"""Config and seed to the mass of each mode, in units of its true mass."""
 
-
-def line(name: str, seed: int, found: runs.Record, shares: np.ndarray) -> tuple[str, ...]:
+def line(record: runs.Record) -> tuple[str, ...]:
     """One line of the table."""
-    if reason := runs.failure(found):
-        return (f"`{name}`", str(seed), f"failed: {reason}", "-", "-", "-")
+    start = (f"`{record['config']}`", str(record["seed"]))
+    if reason := results.failure(record):
+        return (*start, f"failed: {reason}", "-", "-", "-")
+    shares = results.mode_shares(record)
     return (
-        f"`{name}`",
-        str(seed),
+        *start,
         runs.number(shares.min(), 2),
         runs.number(shares.max(), 2),
-        runs.beside(found.get("bridge_gap"), found.get("bridge_gap_limit")),
-        " ".join(runs.number(weight) for weight in found["mode_weights"]),
+        runs.beside(record.get("bridge_gap"), record.get("bridge_gap_limit")),
+        " ".join(runs.number(weight) for weight in record["mode_weights"]),
     )
 
 
-def verdict(shares: Shares) -> str:
-    """How many runs lost a mode, and which; one that has no shares, or NaN, lost them."""
-    kept = {run: s.size > 0 and bool(np.all(s >= _LOST)) for run, s in shares.items()}
-    lost = [f"{name} seed {seed}" for (name, seed), all_kept in kept.items() if not all_kept]
-    return f"{len(lost)} of {len(shares)} runs lost a mode: {', '.join(lost) or 'none'}"
+def keeps_modes(record: runs.Record) -> bool:
+    """Whether every mode has at least half its mass; a run that failed lost them."""
+    return results.failure(record) is None and bool(
+        np.all(results.mode_shares(record) >= _LOST)
+    )
+
+
+def verdict(records: Sequence[runs.Record]) -> str:
+    """How many runs lost a mode, and which."""
+    lost = [f"{r['config']} seed {r['seed']}" for r in records if not keeps_modes(r)]
+    return f"{len(lost)} of {len(records)} runs lost a mode: {', '.join(lost) or 'none'}"
+
+
+def write(folder: Path, cells: Sequence[runs.Record]) -> None:
+    """Writes and prints the table of what there is."""
+    found = list(results.found_of(folder, cells))
+    text = f"{runs.markdown(_COLUMNS, map(line, found))}\n\n{verdict(found)}"
+    (folder / "mode_weights.md").write_text(text + "\n")
+    print(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains and prints."""
+    """Trains what is missing, then writes what there is, also if it was interrupted."""
     parser = argparse.ArgumentParser(prog="benchmarks.mode_weights")
+    runs.add_flags(parser, "runs/results")
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs/results"), help="where the runs are")
     add("--configs", type=runs.listed(str, _CONFIGS), default=list(_CONFIGS))
     add("--seeds", type=int, default=10, help="of each config")
     args = parser.parse_args(argv)
-    rows, shares = [], {}
-    with runs.locked(args.folder):
-        for name in args.configs:
-            for seed in range(args.seeds):
-                row = results.Row(name, {})
-                found, shares[name, seed] = results.attempt(row, seed, args.folder)
-                rows.append(line(name, seed, found, shares[name, seed]))
-        text = f"{runs.markdown(_COLUMNS, rows)}\n\n{verdict(shares)}"
-        (args.folder / "mode_weights.md").write_text(text + "\n")
-    print(text)
+    cells = [
+        results.cell(results.Row(name, {}), seed)
+        for name in args.configs
+        for seed in range(args.seeds)
+    ]
+    runs.run(
+        args,
+        cells,
+        results.configure,
+        functools.partial(results.measure, args.folder),
+        lambda: write(args.folder, cells),
+    )
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """The README's table of results: `python -m benchmarks.results --folder=runs/results`.
 
-Trains every row and seed of the table through the runner, one after the other, prints the table
-in Markdown and writes it to results.md in the folder. Runs that are finished are not repeated,
-interrupted ones go on; `benchmarks.mode_weights` shares them.
+Trains every row and seed of the table through the runner, one after the other, and leaves
+results.jsonl (runs with a record of the same configuration are not repeated) and the table,
+results.md, in the folder. `benchmarks.mode_weights` shares the records.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from benchmarks import runs
-from experiments import ends, validation, workdir
+from experiments import ends
 
 
 class Row(NamedTuple):
@@ -57,55 +58,69 @@ _COLUMNS = (
 )
 
 
-def train(row: Row, seed: int, folder: Path) -> runs.Record:
-    """Runs one seed of a row, and returns its summary."""
-    settings = {"seed": seed, "evaluate.plots": False, **row.overrides}
-    config, directory = f"experiments/configs/{row.config}.py", _directory(row, seed, folder)
-    return runs.train(config, settings, directory, cache=folder / "compiled")
+def cell(row: Row, seed: int) -> runs.Record:
+    """What tells a run from all others."""
+    return {"config": row.config, "overrides": row.overrides, "seed": seed}
 
 
-def mode_shares(row: Row, seed: int, folder: Path) -> np.ndarray:
-    """The mass of each mode in units of its true mass, of a finished run; empty without modes.
-
-    The target is built anew: a summary has the run's own weights alone. NaN where it has null.
-    """
-    directory = _directory(row, seed, folder)
-    found = json.loads((directory / workdir.SUMMARY).read_text()).get("mode_weights")
-    target = ends.build_ends(validation.validate(workdir.read_config(directory))).target
-    return runs.mode_shares(found, target.mode_weights)
+def configure(fields: runs.Record) -> ConfigDict:
+    """The configuration of a run."""
+    return runs.checked(_file(fields), _settings(fields))
 
 
-def attempt(row: Row, seed: int, folder: Path) -> tuple[runs.Record, np.ndarray]:
-    """`train` and `mode_shares`; of a run without a result why it has none, and no shares."""
+def measure(folder: Path, found: runs.Cell) -> runs.Record:
+    """Trains one run; its summary, or why it failed."""
+    fields = found.fields
+    settings = (f"{key}={value}" for key, value in fields["overrides"].items())
+    name = "_".join([fields["config"], *settings, str(fields["seed"]), found.config_hash])
+    directory, cache = folder / "runs" / name, folder / "compiled"
     try:
-        found = train(row, seed, folder)
+        return runs.train(_file(fields), _settings(fields), directory, cache=cache)
     except runs.RunFailed as error:
-        return {"failed": str(error)}, np.zeros(0)
-    if reason := runs.failure(found):
-        return {"failed": reason}, np.zeros(0)
-    shares = mode_shares(row, seed, folder)
-    if not np.all(np.isfinite(shares)):
-        return {"failed": "the mode weights are not finite"}, np.zeros(0)
-    return found, shares
+        return {"failed": str(error)}
 
 
-def _directory(row: Row, seed: int, folder: Path) -> Path:
-    settings = (f"{key}={value}" for key, value in row.overrides.items())
-    return folder / "_".join([row.config, *settings, str(seed)])
+def _file(fields: runs.Record) -> str:
+    return f"experiments/configs/{fields['config']}.py"
 
 
-def line(
-    label: str, found: Sequence[runs.Record], shares: Sequence[np.ndarray]
-) -> tuple[str, ...]:
+def _settings(fields: runs.Record) -> dict[str, Any]:
+    return {"seed": fields["seed"], "evaluate.plots": False, **fields["overrides"]}
+
+
+def mode_shares(record: runs.Record) -> np.ndarray:
+    """The mass of each mode in units of its true mass; empty without modes, NaN for a null."""
+    target = ends.build_ends(configure(record)).target
+    return runs.mode_shares(record.get("mode_weights"), target.mode_weights)
+
+
+def failure(record: runs.Record) -> str | None:
+    """Why a record holds no result; None if it holds one."""
+    reason = runs.failure(record)
+    if reason is None and not np.all(np.isfinite(mode_shares(record))):
+        return "the mode weights are not finite"
+    return reason
+
+
+def found_of(folder: Path, wanted: Iterable[runs.Record]) -> Iterator[runs.Record]:
+    """The records of the runs asked for, in their order; those not there yet are left out."""
+    records = runs.read_records(folder / runs.RECORDS)
+    for fields in wanted:
+        record = runs.find(records, fields)
+        if record is not None:
+            yield record
+
+
+def line(label: str, found: Sequence[runs.Record]) -> tuple[str, ...]:
     """Medians over the seeds of a row, and the range of its gap and of its modes' shares."""
-    done = [record for record in found if runs.failure(record) is None]
+    done = [record for record in found if failure(record) is None]
     failed = len(found) - len(done)
 
     def median(name: str) -> float | None:
         return runs.median(done, name)
 
     gaps = [record["bridge_gap"] for record in done]
-    modes = np.concatenate(shares)
+    modes = np.concatenate([np.zeros(0), *map(mode_shares, done)])
     seconds = [{"seconds": runs.train_seconds(record)} for record in done]
     return (
         label,
@@ -121,23 +136,39 @@ def line(
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Trains and prints."""
-    parser = argparse.ArgumentParser(prog="benchmarks.results")
-    add = parser.add_argument
-    add("--folder", type=Path, default=Path("runs/results"), help="where the runs are")
-    add("--seeds", type=int, default=5, help="of each row that has marks to meet")
-    args = parser.parse_args(argv)
-    lines = []
-    with runs.locked(args.folder):
-        for label, row in ROWS.items():
-            seeds = range(args.seeds if row.marked else 1)
-            runs_of_row = [attempt(row, seed, args.folder) for seed in seeds]
-            found, shares = zip(*runs_of_row, strict=True)
-            lines.append(line(label, found, shares))
-        text = runs.markdown(_COLUMNS, lines)
-        (args.folder / "results.md").write_text(text + "\n")
+def cells_of(row: Row, seeds: int) -> list[runs.Record]:
+    """The runs of a row."""
+    return [cell(row, seed) for seed in range(seeds if row.marked else 1)]
+
+
+def write(args: argparse.Namespace) -> None:
+    """Writes and prints the table of what there is."""
+    found = {
+        label: list(found_of(args.folder, cells_of(row, args.seeds)))
+        for label, row in ROWS.items()
+    }
+    lines = (line(label, records) for label, records in found.items() if records)
+    text = runs.markdown(_COLUMNS, lines)
+    (args.folder / "results.md").write_text(text + "\n")
     print(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains what is missing, then writes what there is, also if it was interrupted."""
+    parser = argparse.ArgumentParser(prog="benchmarks.results")
+    runs.add_flags(parser, "runs/results")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="of each row that has marks to meet"
+    )
+    args = parser.parse_args(argv)
+    cells = [fields for row in ROWS.values() for fields in cells_of(row, args.seeds)]
+    runs.run(
+        args,
+        cells,
+        configure,
+        functools.partial(measure, args.folder),
+        lambda: write(args),
+    )
 
 
 if __name__ == "__main__":

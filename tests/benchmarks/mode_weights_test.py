@@ -1,14 +1,8 @@
 """Mode weights are held against the true ones of the run's own target; failures are lost."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from benchmarks import mode_weights, results, runs
-from experiments import validation
-from tests.experiments import small
 
 
 @pytest.fixture
@@ -19,24 +13,20 @@ def trained(monkeypatch):
         seed = overrides["seed"]
         if seed == 2:
             raise runs.RunFailed("error: diverged")
-        directory.mkdir(parents=True)
-        name = Path(config).stem
-        values = validation.validate(small.load(name)).to_dict()
-        (directory / "config.json").write_text(json.dumps(values))
         first = 0.05 if seed else 0.1
-        found = {
+        return {
             "mode_weights": [first, 0.25 - first, *[0.125] * 6] if seed != 3 else None,
             "bridge_gap": 0.1 * (seed + 1) if seed != 4 else None,
             "gradient_steps": 100,
             "steps_per_second": 10.0,
         }
-        (directory / "summary.json").write_text(json.dumps(found))
-        return found
 
     monkeypatch.setattr(runs, "train", train)
 
 
-def test_weights_stand_over_the_true_ones_and_lost_modes_are_counted(trained, tmp_path, capsys):
+def test_weights_stand_over_the_true_ones_and_lost_modes_are_counted(
+    monkeypatch, trained, tmp_path, capsys
+):
     mode_weights.main([f"--folder={tmp_path}", "--configs=two_moons", "--seeds=5"])
     out = capsys.readouterr().out
     assert "| `two_moons` | 0 | 0.80 | 1.20 | 0.100 | 0.100 0.150" in out
@@ -47,12 +37,10 @@ def test_weights_stand_over_the_true_ones_and_lost_modes_are_counted(trained, tm
     lost = ", ".join(f"two_moons seed {seed}" for seed in (1, 2, 3, 4))
     assert out.rstrip().endswith(f"4 of 5 runs lost a mode: {lost}")
     assert (tmp_path / "mode_weights.md").read_text() == out
-
-
-def test_shares_that_are_not_numbers_are_lost():
-    nan = np.full(2, np.nan)
-    shares = {("a", 0): nan, ("a", 1): np.zeros(0), ("a", 2): np.ones(2)}
-    assert mode_weights.verdict(shares) == "2 of 3 runs lost a mode: a seed 0, a seed 1"
+    # Fewer of them, from the records alone.
+    monkeypatch.setattr(runs, "train", None)
+    mode_weights.main([f"--folder={tmp_path}", "--configs=two_moons", "--seeds=1"])
+    assert capsys.readouterr().out.rstrip().endswith("0 of 1 runs lost a mode: none")
 
 
 def test_the_table_of_results_counts_what_failed(monkeypatch, trained, tmp_path, capsys):
@@ -72,5 +60,5 @@ def test_the_table_of_results_counts_what_failed(monkeypatch, trained, tmp_path,
     assert second[8] == "-"
     monkeypatch.setattr(results, "ROWS", {"moons": results.Row("two_moons", {})})
     monkeypatch.setattr(runs, "train", lambda *_, **__: {"bridge_gap": None})
-    results.main([f"--folder={tmp_path}", "--seeds=2"])
+    results.main([f"--folder={tmp_path / 'other'}", "--seeds=2"])
     assert "| moons | 0, 2 failed | - | - |" in capsys.readouterr().out
