@@ -68,6 +68,8 @@ def train(
     environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ}
     if cache is not None:
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.absolute()))
+        # The hundred and more small programs of an evaluation as well, not only slow ones.
+        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     done = subprocess.run(
         command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True
     )
