@@ -1,5 +1,6 @@
 """Networks: zero at the start, the energy feature, the clipped score, finite gradients."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,48 @@ def test_trained_output_depends_on_state_and_time(key):
     outputs = np.hstack(jax.jit(jax.vmap(network.apply, (None, 0, 0)))(params, points, times))
     assert np.all(np.abs(outputs[0] - outputs[1]) > 1e-4)
     assert np.all(np.abs(outputs[0] - outputs[2]) > 1e-4)
+
+
+class Textbook(nn.Module):
+    """The same network layer by layer, with nothing folded into its weights."""
+
+    width: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x, fraction):
+        features = networks.time_features(fraction, 4)
+        shifts = nn.Dense(self.depth * self.width, name="time")(features)
+        for layer, shift in enumerate(jnp.split(shifts, self.depth)):
+            x = nn.Dense(self.width, use_bias=False, name=f"hidden_{layer}")(x) + shift
+            x = nn.silu(nn.LayerNorm(name=f"norm_{layer}")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+def test_centred_weights_are_layer_norm(key):
+    module = networks.TimeMLP(3, width=8, depth=2, num_frequencies=4, layer_norm=True)
+    x, fraction = jnp.asarray([0.5, -1.0]), jnp.float32(0.3)
+    params = module.init(key, x, fraction)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    moved = [
+        leaf + 0.5 * jax.random.normal(k, leaf.shape)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    params = jax.tree.unflatten(tree, moved)
+
+    def slopes(network):
+        return jax.jacobian(lambda params: network.apply(params, x, fraction))(params)
+
+    textbook = Textbook(width=8, depth=2)
+    expected = textbook.apply(params, x, fraction)
+    np.testing.assert_allclose(module.apply(params, x, fraction), expected, rtol=1e-5)
+    assert np.abs(expected).min() > 0.1
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        slopes(module),
+        slopes(textbook),
+    )
 
 
 def test_gain_multiplies_the_score(key):

@@ -1,5 +1,7 @@
 """Simulated paths have the reference's law; scores match scipy; time work is done once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,30 @@ def test_steps_score_as_scipy_does(backward, key):
     total = rollouts.log_density(process, PARAMS, path)
     assert total.shape == ()
     np.testing.assert_allclose(total, np.sum(truth), rtol=1e-4)
+
+
+@both_directions
+def test_a_batch_of_paths_scores_as_one_at_a_time(backward, key):
+    process = affine_process(backward)
+    paths = jax.random.normal(key, (3, 4, 6, 2))
+
+    def total(score):
+        return jax.value_and_grad(lambda params: jnp.sum(jnp.square(score(params))))(PARAMS)
+
+    def apart(params):
+        one = functools.partial(rollouts.step_log_densities, process, params)
+        return jnp.stack([jnp.stack([one(path) for path in group]) for group in paths])
+
+    scores = rollouts.step_log_densities(process, PARAMS, paths)
+    assert scores.shape == (3, 4, 5)
+    np.testing.assert_allclose(scores, apart(PARAMS), rtol=1e-5)
+    np.testing.assert_allclose(
+        rollouts.log_density(process, PARAMS, paths), scores.sum(2), rtol=1e-5
+    )
+    together = total(lambda params: rollouts.step_log_densities(process, params, paths))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4), together, total(apart)
+    )
 
 
 @pytest.mark.parametrize("name", ["brownian", "ornstein_uhlenbeck"])

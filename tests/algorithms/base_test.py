@@ -89,6 +89,13 @@ def test_devices_share_means_and_nothing_else(key):
     np.testing.assert_allclose(means, np.full(8, 3.5))
 
 
+def test_devices_wait_for_each_other_once():
+    tree = {"x": jnp.zeros((8, 3)), "y": (jnp.zeros((8, 2, 2)), jnp.zeros((8,)))}
+    mapped = jax.pmap(lambda t: base.device_mean(t, "devices"), axis_name="devices")
+    assert str(jax.make_jaxpr(mapped)(tree)).count("psum") == 1
+    jax.tree.map(np.testing.assert_array_equal, mapped(tree), tree)
+
+
 def test_without_a_mapped_axis_nothing_changes(key):
     tree = {"x": jnp.arange(3.0)}
     assert_identical(base.device_mean(tree, None), tree)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d2ejax import endpoints, kernels, rollouts
+from d2ejax import endpoints, kernels, references, rollouts
 from d2ejax.algorithms import partners
 from d2ejax.algorithms.partners import Anchors
 from tests import gaussian_case
@@ -229,3 +229,24 @@ def test_hybrid_hands_over_below_so_many_effective_anchors_at_the_goals(key, fac
     np.testing.assert_allclose(
         partner.log_density(paths[0]), expected.log_density(paths[0]), rtol=1e-6
     )
+
+
+@DIRECTIONS
+def test_weights_do_not_depend_on_where_the_origin_is(key, backward):
+    # Squared distances are taken from products: far from the origin nothing may cancel.
+    case = gaussian_case.make(2)
+    law = references.brownian(0.5)
+    anchors, path = jax.random.normal(key, (32, 2)), jnp.zeros((gaussian_case.NUM_STEPS + 1, 2))
+
+    def log_density(shift):
+        partner = partners.semi_discrete(
+            Anchors(anchors + shift, None),
+            jnp.zeros(32),
+            law,
+            kernels.reference_process(law, case.grid),
+            case.grid,
+            backward=backward,
+        )
+        return partner.log_density(path + shift)
+
+    np.testing.assert_allclose(log_density(1000.0), log_density(0.0), atol=2e-3)
