@@ -39,10 +39,23 @@ ROWS = {
     "`two_moons`, to the swiss roll": Row("two_moons", {"target.name": "swiss_roll"}),
     "`gaussian_to_ring`, K = 10": Row("gaussian_to_ring", {"grid.num_steps": 10}),
     "`gaussian_to_ring`, K = 40": Row("gaussian_to_ring", {"grid.num_steps": 40}),
+    "`gaussian_to_ring`, to two moons": Row(
+        "gaussian_to_ring", {"target.name": "two_moons"}, marked=False
+    ),
     "`gaussian_to_gaussian`": Row("gaussian_to_gaussian", {}, marked=False),
+    "`mixtures`": Row("mixtures", {}, marked=False),
+    # Every pair of the plane again, from samples of both ends.
     "`gaussian_to_ring_d2d`": Row("gaussian_to_ring_d2d", {}, marked=False),
     "`moons_to_ring_d2d`": Row("moons_to_ring_d2d", {}, marked=False),
-    "`mixtures`": Row("mixtures", {}, marked=False),
+    "`moons_to_ring_d2d`, from the cross": Row(
+        "moons_to_ring_d2d", {"source.name": "cross"}, marked=False
+    ),
+    "`moons_to_ring_d2d`, to the swiss roll": Row(
+        "moons_to_ring_d2d", {"target.name": "swiss_roll"}, marked=False
+    ),
+    "`gaussian_to_ring_d2d`, to two moons": Row(
+        "gaussian_to_ring_d2d", {"target.name": "two_moons"}, marked=False
+    ),
 }
 _COLUMNS = (
     "config",

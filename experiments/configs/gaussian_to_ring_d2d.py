@@ -9,7 +9,8 @@ def get_config() -> ConfigDict:
     """As gaussian_to_ring, with samples at both ends and re-anchored likelihoods."""
     config = gaussian_to_ring.get_config()
     config.target.access = "samples"
-    config.ipf.iterations = 8
+    # As many gradient steps in all as the data-to-energy configs.
+    config.ipf.iterations = 10
     config.ipf.forward_steps = 500
     config.ipf.backward_steps = 300
     return config
