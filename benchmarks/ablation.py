@@ -81,7 +81,7 @@ LEVERS: dict[str, dict[str, Overrides]] = {
     "refresh": _key("exploration.refresh_method", "none", "averaged_ula", "hmc"),
     "add_ends": _key("exploration.add_ends", False),
     "temperature": _key("exploration.inverse_temperature_start", 0.1, 0.5),
-    "energy_feature": _key("network.energy_feature", False),
+    "energy_feature": _key("network.energy_feature", True),
     "forward_loss": _key("ipf.forward_loss", "log_variance", "trajectory_balance", "hybrid"),
     "reanchor": _key("ipf.reanchor", "none", "backward", "forward"),
     "warm_start": _key("ipf.warm_start", False),

@@ -65,13 +65,17 @@ def update_model(
         The next model, and whether the step was taken.
     """
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
-    # optax mixes dtypes in its schedules and moments; a caller's strict setting is not for it.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimiser.update(gradients, model.opt_state, model.params)
-    params = optax.apply_updates(model.params, updates)
-    average = optax.incremental_update(params, model.average, 1.0 - decay)
-    proposed = Model(params, average, opt_state)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, model), finite
+
+    def take(model: Model) -> Model:
+        # optax mixes dtypes in its schedules and moments; a strict setting is not for it.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimiser.update(gradients, model.opt_state, model.params)
+        params = optax.apply_updates(model.params, updates)
+        average = optax.incremental_update(params, model.average, 1.0 - decay)
+        return Model(params, average, opt_state)
+
+    # One branch, rather than a choice for each of the hundred and more leaves.
+    return jax.lax.cond(finite, take, lambda model: model, model), finite
 
 
 def device_mean(tree: Any, axis_name: str | None) -> Any:

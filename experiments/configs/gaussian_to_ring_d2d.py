@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config = gaussian_to_ring.get_config()
     config.target.access = "samples"
     # As many gradient steps in all as the data-to-energy configs.
-    config.ipf.iterations = 10
-    config.ipf.forward_steps = 500
+    config.ipf.iterations = 8
+    config.ipf.forward_steps = 450
     config.ipf.backward_steps = 300
     return config

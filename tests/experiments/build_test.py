@@ -330,8 +330,7 @@ ENERGY = {
     "target.name": "gaussian_mixture",
     "ipf.forward_loss": "trajectory_balance",
     "ipf.paths_per_start": 4,
-    "network.energy_feature": False,
-    "network.score_clip": 50.0,
+    "network.energy_feature": True,
     "exploration.off_policy_ratio": 0.4,
     "exploration.off_policy_ratio_end": 0.4,
     "exploration.reuse_path": False,
@@ -387,6 +386,14 @@ UNDER = {
     "ipf.backward_loss": (
         {"source.access": "energy", "ipf.backward_loss": "log_variance"},
         "trajectory_balance",
+    ),
+    "network.score_clip": (
+        {
+            "target.access": "energy",
+            "ipf.forward_loss": "log_variance",
+            "network.energy_feature": True,
+        },
+        50.0,
     ),
     "exploration.anneal_fraction": (
         {
