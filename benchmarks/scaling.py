@@ -24,7 +24,6 @@ from benchmarks import runs, timing
 from benchmarks.runs import Cell, Record
 from d2ejax import plotting
 from experiments import validation
-from experiments.configs import base
 
 ACCESS = {"D2D": "samples", "D2E": "energy"}
 DEFAULTS = {"dim": 2, "num_steps": 20, "num_paths": 8}
@@ -52,16 +51,10 @@ def cells(args: argparse.Namespace) -> Iterator[Record]:
 
 
 def configuration(cell: Record) -> ConfigDict:
-    """Between two Gaussians, which cost next to nothing themselves."""
-    config = base.get_config()
-    config.source.name = config.target.name = "gaussian"
-    config.source.options = ConfigDict({"dim": cell["dim"], "std": 0.7})
-    config.target.options = ConfigDict({"dim": cell["dim"], "std": 0.4})
-    config.target.access = ACCESS[cell["method"]]
+    """D2D begins with the backward half-step, D2E with the forward one."""
+    config = timing.configuration(cell["dim"], "samples", ACCESS[cell["method"]])
     config.grid.num_steps = cell["num_steps"]
     config.ipf.paths_per_start = cell["num_paths"]
-    # D2D begins with the backward half-step, D2E with the forward one.
-    config.ipf.forward_steps = config.ipf.backward_steps = timing.NEVER
     config.network.width, config.batch_size = cell["width"], cell["batch_size"]
     return validation.validate(config)
 

@@ -1,17 +1,21 @@
-"""Milliseconds per gradient step of each half-step: `python -m benchmarks.throughput`.
+"""Milliseconds per gradient step of each half-step, beside the floor.
 
-Every half-step is run as the runner runs it, many gradient steps in one dispatch, and the
-minimum over repeats is printed. Compilation is timed apart.
+`python -m benchmarks.throughput` runs every half-step as the runner runs it, many gradient
+steps in one dispatch, and prints the minimum over repeats, the seconds of compilation, which
+are timed apart, and the time of the bare matrix products of the same shapes in the same process
+(see `benchmarks.floor`); --json keeps all of it. --batch_size, --num_steps, --width and --dim
+may each be several, between commas: all combinations are timed.
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from benchmarks import timing
+from benchmarks import floor, runs, timing
 from experiments import validation
-from experiments.configs import base
 
 # Name, access to the source and to the target, loss of the backward and the forward half-step.
 _CASES = (
@@ -23,37 +27,57 @@ _CASES = (
     ("energy-to-energy, log-variance", "energy", "energy", "log_variance", "log_variance"),
     ("energy-to-energy, semi-discrete", "energy", "energy", "log_variance", "semi_discrete"),
 )
+_SIZES = ("batch_size", "num_steps", "width", "dim")
+_COLUMNS = {"compile_seconds": "compile [s]", "milliseconds": "ms / step", "floor": "floor"}
 
 
-def half_steps(args: argparse.Namespace) -> Iterator[tuple[str, ConfigDict]]:
+def half_steps(size: runs.Record) -> Iterator[tuple[str, ConfigDict]]:
     """A config per half-step: its one direction trains first, and for long."""
     for name, source, target, backward_loss, forward_loss in _CASES:
-        config = base.get_config()
-        config.source.name = "cross" if source == "energy" else "two_moons"
-        config.source.access, config.target.access = source, target
+        config = timing.configuration(size["dim"], source, target)
         config.ipf.backward_loss, config.ipf.forward_loss = backward_loss, forward_loss
-        config.ipf.backward_steps = config.ipf.forward_steps = timing.NEVER
-        config.batch_size, config.grid.num_steps = args.batch_size, args.num_steps
-        config.network.width = args.width
+        config.batch_size, config.grid.num_steps = size["batch_size"], size["num_steps"]
+        config.network.width = size["width"]
         yield name, validation.validate(config)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints one line per half-step."""
+def measure(config: ConfigDict, dim: int, args: argparse.Namespace) -> runs.Record:
+    """The cost of a half-step and its floor, in milliseconds."""
+    cost = timing.cost_of_step(config, dispatch=args.dispatch, repeats=args.repeats)
+    bare = floor.milliseconds(
+        floor.sizes(config, dim), dispatch=args.dispatch, repeats=args.repeats
+    )
+    return {**cost._asdict(), "floor": bare, "ratio": cost.milliseconds / bare}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.throughput")
-    add = parser.add_argument
-    add("--batch_size", type=int, default=128, help="paths scored in one gradient step")
-    add("--num_steps", type=int, default=20, help="steps K of a path")
-    add("--width", type=int, default=64, help="of the hidden layers")
+    add, several = parser.add_argument, runs.listed(int)
+    add("--batch_size", type=several, default=[128], help="paths scored in one gradient step")
+    add("--num_steps", type=several, default=[20], help="steps K of a path")
+    add("--width", type=several, default=[64], help="of the hidden layers")
+    add("--dim", type=several, default=[2], help="of both ends")
     add("--dispatch", type=int, default=100, help="gradient steps in one dispatch")
     add("--repeats", type=int, default=5, help="dispatches timed; the fastest counts")
-    args = parser.parse_args(argv)
-    print(f"batch {args.batch_size}, K = {args.num_steps}, width {args.width}")
-    print(f"{'half-step':<34}{'compile [s]':>12}{'ms / step':>12}")
-    for name, config in half_steps(args):
-        cost = timing.cost_of_step(config, dispatch=args.dispatch, repeats=args.repeats)
-        line = f"{name:<34}{cost.compile_seconds:>12.1f}{cost.milliseconds:>12.2f}"
-        print(line, flush=True)
+    add("--json", type=Path, help="a file for one JSON object a line")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints one line per half-step and size."""
+    args = parse(argv)
+    heads = "".join(f"{head:>13}" for head in (*_COLUMNS.values(), "/ floor"))
+    for values in itertools.product(*(getattr(args, name) for name in _SIZES)):
+        size = dict(zip(_SIZES, values, strict=True))
+        print(", ".join(f"{name} = {value}" for name, value in size.items()))
+        print(f"{'half-step':<34}{heads}")
+        for name, config in half_steps(size):
+            found = measure(config, size["dim"], args)
+            numbers = "".join(f"{found[key]:>13.2f}" for key in (*_COLUMNS, "ratio"))
+            print(f"{name:<34}{numbers}", flush=True)
+            if args.json:
+                runs.append_record(args.json, {"half_step": name, **size, **found})
 
 
 if __name__ == "__main__":
