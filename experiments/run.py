@@ -1,8 +1,10 @@
 """Trains, evaluates and samples a bridge: `python -m experiments.run --help`."""
 
+import os
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 from experiments import arguments, workdir
@@ -101,6 +103,7 @@ def _build(args: Arguments) -> tuple[Any, Any]:
     from d2ejax import parallel
     from experiments import build
 
+    _keep_compiled()
     try:
         experiment = build.build(args.config)
         trainer = parallel.data_parallel(
@@ -109,6 +112,17 @@ def _build(args: Arguments) -> tuple[Any, Any]:
     except ValueError as error:
         raise InputError(one_line(error)) from error
     return experiment, trainer
+
+
+def _keep_compiled() -> None:
+    """Keeps compiled programs on disk, where JAX has not been told another place for them."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "d2ejax"))
+        # The hundred and more small programs of an evaluation as well, not only slow ones.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _restore(args: Arguments) -> tuple[Any, Any]:

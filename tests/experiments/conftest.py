@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,12 @@ class Finished(NamedTuple):
     status: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory):
+    """What the runner compiles in this process is not kept in the user's own folder."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import sys
 import types
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
@@ -335,3 +336,19 @@ def test_help_and_refusals_need_no_jax():
     )
     assert done.returncode == 0, done.stderr
     assert "--config.KEY=VALUE" in done.stdout
+
+
+@pytest.mark.parametrize("given", [None, "elsewhere"])
+def test_compiled_programs_are_kept_where_jax_was_told_or_in_the_users_cache(
+    given, call, monkeypatch, tmp_path
+):
+    given = given and str(tmp_path / given)
+    kept = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", given)
+    try:
+        assert call()[0] == 0
+        found = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
+    assert found == (given or str(tmp_path / "d2ejax"))
