@@ -118,7 +118,7 @@ def _keep_compiled() -> None:
     """Keeps compiled programs on disk, where JAX has not been told another place for them."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "d2ejax"))
         # The hundred and more small programs of an evaluation as well, not only slow ones.
