@@ -176,7 +176,7 @@ def half_step(
     parameters = list(trained.network.parameters())
     average = [p.detach().clone() for p in parameters]
     given = config.optimiser
-    optimiser = torch.optim.AdamW(parameters, given.learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(parameters, given.learning_rate, weight_decay=0.0, fused=True)
     goal = Particles(stds[1], dim, config)
     start = Particles(stds[0], dim, config) if config.source.access == "energy" else None
     objective = {"likelihood": _likelihood, "log_variance": _log_variance}[loss]

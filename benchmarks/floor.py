@@ -75,7 +75,9 @@ def milliseconds(shapes: Sizes, *, dispatch: int, repeats: int) -> float:
             total += (hidden[layer].T @ slope).sum()
             # Nothing asks for the slope in x.
             slope = slope @ weights[layer].T if layer else slope
-        total += (features.T @ jnp.resize(slope, (shapes.num_steps, shapes.width))).sum()
+        total += (
+            features.T @ jnp.resize(slope, (shapes.num_steps, time_weights.shape[1]))
+        ).sum()
         # Whatever is not read would not be computed.
         return x + 1e-30 * total
 

@@ -45,9 +45,8 @@ def line(record: runs.Record) -> tuple[str, ...]:
 
 def keeps_modes(record: runs.Record) -> bool:
     """Whether every mode has at least half its mass; a run that failed lost them."""
-    return results.failure(record) is None and bool(
-        np.all(results.mode_shares(record) >= _LOST)
-    )
+    shares = results.mode_shares(record)
+    return results.failure(record) is None and shares.size > 0 and bool(np.all(shares >= _LOST))
 
 
 def verdict(records: Sequence[runs.Record]) -> str:

@@ -116,10 +116,14 @@ def failure(record: runs.Record) -> str | None:
 
 
 def found_of(folder: Path, wanted: Iterable[runs.Record]) -> Iterator[runs.Record]:
-    """The records of the runs asked for, in their order; those not there yet are left out."""
+    """The records of the runs asked for, in their order.
+
+    Runs that are not there yet, or were made with other defaults, are left out.
+    """
     records = runs.read_records(folder / runs.RECORDS)
     for fields in wanted:
-        record = runs.find(records, fields)
+        expected = fields | {"config_hash": runs.config_hash(configure(fields))}
+        record = runs.find(records, expected)
         if record is not None:
             yield record
 

@@ -51,7 +51,7 @@ def train(
         overrides: Values of dotted keys.
         directory: The workdir.
         cache: Folder of compiled programs, which runs that differ in their seed share; None
-            to compile anew, where compilation is to be measured.
+            for the one that the runner takes by itself.
 
     Returns:
         The run's summary.json.

@@ -2,7 +2,8 @@
 
 Any function `(params, x, t) -> (drift, log_variance)` will do in their place. These are built
 so that, under `vmap` over the batch, everything that depends on time alone is computed once and
-not once per example: time features are projected and added, never concatenated to x.
+not once per example: time features are projected and added, never concatenated to x. (A batch
+of whole paths is scored as rows of which each has its own time: see `d2ejax.rollouts`.)
 """
 
 from collections.abc import Callable

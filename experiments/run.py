@@ -119,7 +119,10 @@ def _keep_compiled() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        # As it stands, with its tilde, where there is no home: then nothing is kept.
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if not os.path.isabs(home):
+            return
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "d2ejax"))
         # The hundred and more small programs of an evaluation as well, not only slow ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -89,12 +89,15 @@ def smoothed_anchors(
     num_particles, dim = positions.shape
     # Silverman's rule, per coordinate; never zero, even if all particles coincide.
     spread = jnp.maximum(jnp.std(positions, axis=0), 1e-6)
+    centre = jnp.mean(positions, axis=0)
     bandwidth = spread * num_particles ** (-1.0 / (dim + 4))
     chosen = positions[jax.random.randint(choice_key, (num_anchors,), 0, num_particles)]
     anchors = chosen + bandwidth[None] * jax.random.normal(noise_key, (num_anchors, dim))
 
     def log_proposal(x: Array) -> Array:
-        distances = _squared_distances(positions / bandwidth[None], x / bandwidth)
+        # In units of the bandwidth, but centred first: it may be tiny beside the positions.
+        y = (x - centre) / bandwidth
+        distances = _squared_distances((positions - centre[None]) / bandwidth[None], y)
         return jax.nn.logsumexp(-0.5 * distances)
 
     return Anchors(anchors, jax.vmap(lambda x: log_density(x) - log_proposal(x))(anchors))
@@ -183,7 +186,9 @@ def _squared_distances(points: Array, y: Array) -> Array:
     centre = jnp.mean(points, axis=0)
     points, y = points - centre[None], y - centre
     squares = jnp.sum(jnp.square(points), axis=1) + jnp.sum(jnp.square(y))
-    return jnp.maximum(squares - 2.0 * (points @ y), 0.0)
+    # Accelerators would round the factors first, an error of tenths of a nat in a log-weight.
+    products = jnp.matmul(points, y, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(squares - 2.0 * products, 0.0)
 
 
 def hybrid(

@@ -93,9 +93,11 @@ def write_config(path, line="pass"):
 
 
 def snapshot(directory):
+    # Python compiles the configuration file where it lies, unless it is told not to.
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in directory.rglob("*")
+        if "__pycache__" not in path.parts
     }
 
 
@@ -343,12 +345,14 @@ def test_compiled_programs_are_kept_where_jax_was_told_or_in_the_users_cache(
     given, call, monkeypatch, tmp_path
 ):
     given = given and str(tmp_path / given)
-    kept = jax.config.jax_compilation_cache_dir
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    kept = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", given)
     try:
         assert call()[0] == 0
         found = jax.config.jax_compilation_cache_dir
     finally:
-        jax.config.update("jax_compilation_cache_dir", kept)
+        for name, value in kept.items():
+            jax.config.update(name, value)
     assert found == (given or str(tmp_path / "d2ejax"))
