@@ -43,6 +43,13 @@ def test_weights_stand_over_the_true_ones_and_lost_modes_are_counted(
     assert capsys.readouterr().out.rstrip().endswith("0 of 1 runs lost a mode: none")
 
 
+def test_a_run_without_modes_keeps_none():
+    record = {"config": "gaussian_to_gaussian", "overrides": {}, "seed": 0, "bridge_gap": 0.1}
+    assert (
+        mode_weights.verdict([record]) == "1 of 1 runs lost a mode: gaussian_to_gaussian seed 0"
+    )
+
+
 def test_the_table_of_results_counts_what_failed(monkeypatch, trained, tmp_path, capsys):
     rows = {
         "moons": results.Row("two_moons", {}),
