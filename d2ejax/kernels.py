@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from d2ejax.gaussians import Gaussian
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, Network, Params
+from d2ejax.typing import Array, EmbeddedNetwork, Network, Params
 
 Variance = Literal["fixed", "bounded", "bridge"]
 Discretisation = Literal["euler", "exact"]
@@ -36,7 +36,8 @@ class Step(NamedTuple):
     """What one step needs besides the network; a stack of them has a leading axis K.
 
     Attributes:
-        time: When the network is evaluated: t_k forward, t_{k+1} backward.
+        time: When the network is evaluated: t_k forward, t_{k+1} backward. In an embedded step
+            the network's embedding of it, whatever that is.
         length: Δ_k, the factor of the network's drift.
         scale: The factor of the state in the reference's mean.
         log_variance: log v_k of the reference's step.
@@ -54,15 +55,28 @@ class Process(NamedTuple):
     """A Markov chain on a time grid, run forward or backward.
 
     Attributes:
-        kernel: Maps `(params, x, step)` to the Gaussian of the next state (forward) or of the
-            one before (backward).
+        embed: Maps `(params, step)` to the embedded step: what depends on neither the state
+            nor the batch.
+        embedded_kernel: Maps `(params, x, embedded_step)` to the Gaussian of the next state
+            (forward) or of the one before (backward).
         steps: The K steps, stacked, in the order of time for both directions.
         backward: Whether the chain starts at t = T.
+        steps_at_once: How many steps of a path are scored at once, None for all of them.
     """
 
-    kernel: Callable[[Params, Array, Step], Gaussian]
+    embed: Callable[[Params, Step], Step]
+    embedded_kernel: Callable[[Params, Array, Step], Gaussian]
     steps: Step
     backward: bool
+    steps_at_once: int | None = None
+
+    def kernel(self, params: Params, x: Array, step: Step) -> Gaussian:
+        """The kernel of a step as it is in `steps`."""
+        return self.embedded_kernel(params, x, self.embed(params, step))
+
+    def embedded_steps(self, params: Params) -> Step:
+        """All steps embedded, stacked; outside of a loop or batch they are computed once."""
+        return jax.vmap(self.embed, (None, 0))(params, self.steps)
 
     @property
     def num_steps(self) -> int:
@@ -71,7 +85,7 @@ class Process(NamedTuple):
 
 
 def process(
-    network: Network,
+    network: Network | EmbeddedNetwork,
     reference: Reference,
     grid: TimeGrid,
     *,
@@ -79,11 +93,13 @@ def process(
     variance: Variance = "bridge",
     bound: float = 6.0,
     discretisation: Discretisation = "euler",
+    steps_at_once: int | None = None,
 ) -> Process:
     """Builds the chain of a network's drift and log-variance around a reference.
 
     Args:
-        network: Maps `(params, x, t)` to `(drift, log_variance)`, residuals on the reference.
+        network: Maps `(params, x, t)` to `(drift, log_variance)`, residuals on the reference;
+            as an `EmbeddedNetwork` it sees each time of the grid once for all paths.
         reference: The reference process.
         grid: The time grid.
         backward: False for P(x_{k+1} | x_k), True for R(x_k | x_{k+1}).
@@ -91,12 +107,16 @@ def process(
             exp(±bound); "bridge" learns the part that pinning the far end leaves open.
         bound: Largest magnitude of the learned log-variance, in nats.
         discretisation: "euler" (Euler-Maruyama) or "exact" (the reference's own transition).
+        steps_at_once: How many steps of a path are scored at once. Fewer than all of them, the
+            default, need that much less memory and one more evaluation of the network for each
+            gradient.
 
     Returns:
         The process.
 
     Raises:
-        ValueError: If an option is unknown or the bound is not positive.
+        ValueError: If an option is unknown, the bound is not positive or steps_at_once is not
+            a divisor of the number of steps.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance = {variance!r}: must be one of {VARIANCES}")
@@ -106,9 +126,22 @@ def process(
         )
     if not bound > 0:
         raise ValueError(f"bound = {bound}: must be > 0")
+    if steps_at_once is not None and (steps_at_once < 1 or grid.num_steps % steps_at_once):
+        raise ValueError(
+            f"steps_at_once = {steps_at_once}: must be a divisor of {grid.num_steps}, the "
+            "number of steps"
+        )
+    parts = (
+        network
+        if isinstance(network, EmbeddedNetwork)
+        else EmbeddedNetwork(lambda params, t: t, network)
+    )
+
+    def embed(params: Params, step: Step) -> Step:
+        return step._replace(time=parts.embed(params, step.time))
 
     def kernel(params: Params, x: Array, step: Step) -> Gaussian:
-        drift, raw = network(params, x, step.time)
+        drift, raw = parts.apply(params, x, step.time)
         mean = step.scale * x + step.length * drift
         if variance == "fixed":
             return Gaussian(mean, jnp.broadcast_to(step.log_variance, x.shape))
@@ -118,7 +151,8 @@ def process(
             offset = jnp.log(share + (1.0 - share) * jnp.exp(offset))
         return Gaussian(mean, step.log_variance + offset)
 
-    return Process(kernel, _steps(reference, grid, backward, discretisation), backward)
+    steps = _steps(reference, grid, backward, discretisation)
+    return Process(embed, kernel, steps, backward, steps_at_once)
 
 
 def reference_process(

@@ -1,19 +1,18 @@
 """Time-conditioned networks for drifts and potentials.
 
 Any function `(params, x, t) -> (drift, log_variance)` will do in their place. These are built
-so that, under `vmap` over the batch, everything that depends on time alone is computed once and
-not once per example: time features are projected and added, never concatenated to x. (A batch
-of whole paths is scored as rows of which each has its own time: see `d2ejax.rollouts`.)
+so that everything that depends on time alone is computed once per step of the grid and not once
+per example: time features are projected and added, never concatenated to x.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from d2ejax.typing import Array, Key, LogDensity, Network, Params
+from d2ejax.typing import Array, DType, EmbeddedNetwork, Key, LogDensity, Params
 
 
 class NetworkPair(NamedTuple):
@@ -21,11 +20,11 @@ class NetworkPair(NamedTuple):
 
     Attributes:
         init: Maps a key to parameters.
-        apply: Maps `(params, x, t)` to `(drift, log_variance)`.
+        apply: Maps `(params, x, t)` to `(drift, log_variance)`, in two parts.
     """
 
     init: Callable[[Key], Params]
-    apply: Network
+    apply: EmbeddedNetwork
 
 
 class TimeMLP(nn.Module):
@@ -37,6 +36,8 @@ class TimeMLP(nn.Module):
         depth: Number of hidden layers.
         num_frequencies: Number of cosine features of each of √(t/T) and √(1 - t/T).
         layer_norm: Whether to normalise before each activation.
+        dtype: Of the products and activations between the first layer and the head. The
+            parameters, the time, the first layer and the outputs are float32.
     """
 
     num_outputs: int
@@ -44,25 +45,42 @@ class TimeMLP(nn.Module):
     depth: int
     num_frequencies: int
     layer_norm: bool
+    dtype: DType = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Array, fraction: Array) -> Array:
-        """Maps `(num_inputs,)` and t/T to `(num_outputs,)`."""
-        features = time_features(fraction, self.num_frequencies)
+    def setup(self) -> None:
+        """Names the layers."""
         # Layer norm subtracts the mean of its input. Taken from the weights instead it is the
         # same, once per gradient step and not once per example.
         centred_over = self.width if self.layer_norm else None
         # One product for the time terms of all layers.
-        time = _Dense(self.depth * self.width, centred_over, use_bias=True, name="time")
+        self.time = _Dense(self.depth * self.width, centred_over, use_bias=True)
+        # Positions keep their digits: a mode may be narrower than bfloat16 resolves.
+        self.hidden = [
+            _Dense(self.width, centred_over, dtype=self.dtype if layer else jnp.float32)
+            for layer in range(self.depth)
+        ]
+        if self.layer_norm:
+            self.norm = [_Scale() for _ in range(self.depth)]
+        self.head = _Head(self.num_outputs)
+
+    def __call__(self, x: Array, fraction: Array) -> Array:
+        """Maps `(num_inputs,)` and t/T to `(num_outputs,)`."""
+        return self.at_embedding(x, self.embed(fraction))
+
+    def embed(self, fraction: Array) -> list[Array]:
+        """What t/T adds to each of the layers, `(width,)`."""
+        features = time_features(fraction, self.num_frequencies)
+        return jnp.split(self.time(features), self.depth)
+
+    def at_embedding(self, x: Array, embedding: list[Array]) -> Array:
+        """The outputs at x and at the time that was embedded."""
+        norms: Sequence[Callable[[Array], Array]] = [lambda hidden: hidden] * self.depth
+        if self.layer_norm:
+            norms = self.norm
         hidden = x
-        for layer, shift in enumerate(jnp.split(time(features), self.depth)):
-            dense = _Dense(self.width, centred_over, use_bias=False, name=f"hidden_{layer}")
-            hidden = dense(hidden) + shift
-            if self.layer_norm:
-                hidden = _Scale(name=f"norm_{layer}")(hidden)
-            hidden = nn.silu(hidden)
-        head = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="head")
-        return head(hidden)
+        for dense, norm, shift in zip(self.hidden, norms, embedding, strict=True):
+            hidden = nn.silu(norm((dense(hidden) + shift).astype(self.dtype)))
+        return self.head(hidden)
 
 
 class _Dense(nn.Module):
@@ -70,13 +88,14 @@ class _Dense(nn.Module):
 
     num_outputs: int
     centred_over: int | None
-    use_bias: bool
+    use_bias: bool = False
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.num_outputs)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        outputs = x @ self._centred(kernel)
+        outputs = _product(x, self._centred(kernel), self.dtype)
         if not self.use_bias:
             return outputs
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
@@ -89,6 +108,21 @@ class _Dense(nn.Module):
         return (groups - jnp.mean(groups, axis=-1, keepdims=True)).reshape(leaf.shape)
 
 
+class _Head(nn.Module):
+    """A dense layer of zeros, few outputs of many inputs."""
+
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1], self.num_outputs)
+        kernel = self.param("kernel", nn.initializers.zeros, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        # The gradient of a tall and narrow matrix takes XLA three times as long on a CPU as
+        # that of its transpose, which it would undo without the barrier.
+        return _product(x, jax.lax.optimization_barrier(kernel.T).T, x.dtype) + bias
+
+
 class _Scale(nn.Module):
     """What layer norm does to a vector of mean zero."""
 
@@ -96,7 +130,14 @@ class _Scale(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, x.shape)
         bias = self.param("bias", nn.initializers.zeros, x.shape)
-        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x)) + 1e-6) * scale + bias
+        mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)))
+        scaled = x * jax.lax.rsqrt(mean_square + 1e-6).astype(x.dtype)
+        return scaled * scale.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def _product(x: Array, kernel: Array, dtype: DType) -> Array:
+    """The product of factors of one dtype, in float32."""
+    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def time_features(fraction: Array, num_frequencies: int) -> Array:
@@ -128,6 +169,7 @@ def drift_network(
     drift_scale: float = 1.0,
     log_density: LogDensity | None = None,
     score_clip: float = 100.0,
+    dtype: DType = jnp.float32,
 ) -> NetworkPair:
     """A network for the drift and log-variance of a process, zero at its initialisation.
 
@@ -145,6 +187,7 @@ def drift_network(
         drift_scale: Factor of the drift's output: the size of drift that an output of one is.
         log_density: If given, the energy feature's log-density.
         score_clip: Largest norm of the score that the network sees.
+        dtype: Of the hidden layers' products and activations, see `TimeMLP`.
 
     Returns:
         The network's init and apply.
@@ -155,6 +198,7 @@ def drift_network(
         depth=depth,
         num_frequencies=num_frequencies,
         layer_norm=layer_norm,
+        dtype=dtype,
     )
     score = None if log_density is None else clipped_score(log_density, score_clip)
 
@@ -170,15 +214,18 @@ def drift_network(
         features, _ = inputs(jnp.zeros(dim))
         return module.init(key, features, jnp.zeros(()))
 
-    def apply(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
+    def embed(params: Params, t: Array) -> Any:
+        return module.apply(params, t / t_max, method="embed")
+
+    def apply(params: Params, x: Array, embedding: Any) -> tuple[Array, Array]:
         features, s = inputs(x)
-        outputs = jnp.asarray(module.apply(params, features, t / t_max))
+        outputs = jnp.asarray(module.apply(params, features, embedding, method="at_embedding"))
         drift, *rest = jnp.split(outputs, module.num_outputs // dim)
         if s is not None:
             drift = drift + rest[1] * s
         return drift_scale * drift, rest[0]
 
-    return NetworkPair(init, apply)
+    return NetworkPair(init, EmbeddedNetwork(embed, apply))
 
 
 def potential_network(

@@ -5,13 +5,16 @@ simulated, step after step, without keeping activations, and then scored: the lo
 all K steps are evaluated as one batch over time.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from d2ejax import gaussians
-from d2ejax.kernels import Process
+from d2ejax.kernels import Process, Step
 from d2ejax.typing import Array, Key, Params
 
 
@@ -31,10 +34,12 @@ def simulate(key: Key, process: Process, params: Params, x: Array) -> Array:
 
     def advance(state, inputs):
         step, step_noise = inputs
-        state = gaussians.sample(process.kernel(params, state, step), step_noise)
+        law = process.embedded_kernel(params, state, step)
+        state = gaussians.sample(law, step_noise)
         return state, state
 
-    _, states = jax.lax.scan(advance, x, (process.steps, noise), reverse=process.backward)
+    steps = process.embedded_steps(params)
+    _, states = jax.lax.scan(advance, x, (steps, noise), reverse=process.backward)
     ends = (states, x[None]) if process.backward else (x[None], states)
     return jnp.concatenate(ends)
 
@@ -46,24 +51,19 @@ def step_log_densities(process: Process, params: Params, paths: Array) -> Array:
         process: Forward: log P(x_{k+1} | x_k). Backward: log R(x_k | x_{k+1}).
         params: Parameters of its network.
         paths: Shape `(..., num_steps + 1, dim)`, in the order of time. Hand over a batch as it
-            is, rather than under `vmap`: see below.
+            is, rather than under `vmap`: see `_over_steps`.
 
     Returns:
         Shape `(..., num_steps)`, with all constants.
     """
     early, late = paths[..., :-1, :], paths[..., 1:, :]
     given, drawn = (late, early) if process.backward else (early, late)
-    dim, batch = paths.shape[-1], given.shape[:-1]
-    # All steps of all paths are rows of one matrix. Nested batch axes, of paths and of time,
-    # are the same work, but XLA's loops over them take half as long again on a CPU.
-    copies = math.prod(batch[:-1])
-    steps = jax.tree.map(lambda leaf: jnp.tile(leaf, copies), process.steps)
 
-    def score(step, x, y):
-        return gaussians.log_density(process.kernel(params, x, step), y)
+    def score(step: Step, x: Array, y: Array) -> Array:
+        return gaussians.log_density(process.embedded_kernel(params, x, step), y)
 
-    scores = jax.vmap(score)(steps, given.reshape(-1, dim), drawn.reshape(-1, dim))
-    return scores.reshape(batch)
+    steps = process.embedded_steps(params)
+    return _over_steps(score, steps, (given, drawn), process.steps_at_once)
 
 
 def log_density(process: Process, params: Params, paths: Array) -> Array:
@@ -82,9 +82,9 @@ def log_density(process: Process, params: Params, paths: Array) -> Array:
 
 
 def step_kl_divergences(
-    process: Process, params: Params, other: Process, other_params: Params, path: Array
+    process: Process, params: Params, other: Process, other_params: Params, paths: Array
 ) -> Array:
-    """KL divergences between the steps of two processes of one direction, along a path.
+    """KL divergences between the steps of two processes of one direction, along paths.
 
     The sum over the steps, averaged over paths of the first process, is the KL divergence
     between the two path laws (given the same start).
@@ -94,16 +94,71 @@ def step_kl_divergences(
         params: Its parameters.
         other: The process that it is compared with, same direction and grid.
         other_params: Its parameters.
-        path: Shape `(num_steps + 1, dim)`, a path of the first process.
+        paths: Shape `(..., num_steps + 1, dim)`, paths of the first process.
 
     Returns:
-        Shape `(num_steps,)`, in nats.
+        Shape `(..., num_steps)`, in nats.
     """
-    given = path[1:] if process.backward else path[:-1]
+    given = paths[..., 1:, :] if process.backward else paths[..., :-1, :]
 
-    def divergence(step, other_step, x):
-        p = process.kernel(params, x, step)
-        q = other.kernel(other_params, x, other_step)
+    def divergence(steps: tuple[Step, Step], x: Array) -> Array:
+        p = process.embedded_kernel(params, x, steps[0])
+        q = other.embedded_kernel(other_params, x, steps[1])
         return gaussians.kl_divergence(p, q)
 
-    return jax.vmap(divergence)(process.steps, other.steps, given)
+    steps = process.embedded_steps(params), other.embedded_steps(other_params)
+    return _over_steps(divergence, steps, (given,), process.steps_at_once)
+
+
+def _over_steps(
+    function: Callable[..., Array],
+    steps: Any,
+    states: tuple[Array, ...],
+    steps_at_once: int | None,
+) -> Array:
+    """A function of a step and of states, for all K steps of all paths.
+
+    All steps of all paths are rows of one matrix. Nested batch axes, of paths and of time, are
+    the same work, but XLA's loops over them take half as long again on a CPU.
+
+    Args:
+        function: Maps one step and one state of each kind, `(dim,)`, to a scalar.
+        steps: A tree of arrays with a leading axis K.
+        states: Each `(..., K, dim)`.
+        steps_at_once: How many of the K steps are rows of one matrix; the activations of such
+            a part are computed once more for its gradient, rather than kept.
+
+    Returns:
+        Shape `(..., K)`.
+    """
+    *batch, num_steps, _ = states[0].shape
+    if steps_at_once is None or steps_at_once == num_steps:
+        return _as_rows(function, steps, states)
+    parts = num_steps // steps_at_once
+
+    def split(leaf: Array, axis: int) -> Array:
+        shape = (*leaf.shape[:axis], parts, steps_at_once, *leaf.shape[axis + 1 :])
+        return jnp.moveaxis(leaf.reshape(shape), axis, 0)
+
+    scan_over = (
+        jax.tree.map(lambda leaf: split(leaf, 0), steps),
+        tuple(split(state, len(batch)) for state in states),
+    )
+    part = jax.checkpoint(functools.partial(_as_rows, function))
+    values = jax.lax.map(lambda given: part(*given), scan_over)
+    return jnp.moveaxis(values, 0, -2).reshape(*batch, num_steps)
+
+
+def _as_rows(function: Callable[..., Array], steps: Any, states: tuple[Array, ...]) -> Array:
+    """A function of a step and of states, by one matrix of rows; see `_over_steps`."""
+    *batch, num_steps, dim = states[0].shape
+    copies = math.prod(batch)
+
+    def spread(leaf: Array) -> Array:
+        # As a single row, so that its gradient sums the rows of a matrix, the fast kind of sum.
+        row = jnp.broadcast_to(leaf.reshape(1, -1), (copies, leaf.size))
+        return row.reshape(-1, *leaf.shape[1:])
+
+    rows = (state.reshape(-1, dim) for state in states)
+    values = jax.vmap(function)(jax.tree.map(spread, steps), *rows)
+    return values.reshape(*batch, num_steps)

@@ -1,13 +1,17 @@
 """Names for the few types that cross the rooms of the library."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.typing
 
 Array = jax.Array
 Key = jax.Array
 """A typed key, made by `jax.random.key`."""
+
+DType = jax.typing.DTypeLike
+"""What `jax.numpy` takes for a dtype."""
 
 Time = jax.Array | float
 """A point in time, a scalar."""
@@ -23,3 +27,22 @@ Network = Callable[[Params, Array, Array], tuple[Array, Array]]
 
 Both are residuals: an output of zeros is the reference process.
 """
+
+
+class EmbeddedNetwork(NamedTuple):
+    """A `Network` in two parts, of which the first sees the time alone.
+
+    All paths of a batch share the times of the grid, so that the first part is computed once
+    for each of them, whatever the batch.
+
+    Attributes:
+        embed: Maps `(params, t)` to an array or a tree of them.
+        apply: Maps `(params, x, embedding)` to `(drift, log_variance)`.
+    """
+
+    embed: Callable[[Params, Array], Any]
+    apply: Callable[[Params, Array, Any], tuple[Array, Array]]
+
+    def __call__(self, params: Params, x: Array, t: Array) -> tuple[Array, Array]:
+        """The whole network."""
+        return self.apply(params, x, self.embed(params, t))

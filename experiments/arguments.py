@@ -130,11 +130,11 @@ def _arguments(values: flags.FlagValues) -> Arguments:
         path = flag.config_filename
         if not isinstance(values.config, ConfigDict):
             raise InputError(_not_a_config(path))
-        config = validation.validate(values.config)
+        config = _validated(values.config)
         directory = Path(values.workdir) if values.workdir else workdir.default(path)
     else:
         directory = Path(values.workdir)
-        config = validation.validate(workdir.read_config(directory))
+        config = _validated(workdir.read_config(directory))
     output = Path(values.output) if values.output else directory / "samples.npz"
     if values.mode == "sample":
         _check_output(output, directory)
@@ -146,6 +146,19 @@ def _arguments(values: flags.FlagValues) -> Arguments:
         output=output,
         debug=values.debug,
     )
+
+
+def _validated(config: ConfigDict) -> ConfigDict:
+    """A validated configuration, with the CPU's devices as it says.
+
+    To validate its ends is to build them, and then JAX has begun to run.
+    """
+    devices = validation.check_fields(config).parallel.cpu_devices
+    # Imported once every key has been checked: it brings in jax.
+    from d2ejax import parallel
+
+    parallel.cut_cpu(devices)
+    return validation.validate(config)
 
 
 def _check_output(output: Path, directory: Path) -> None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from optax import contrib
 
 from d2ejax import kernels, networks, parallel, time_grids
-from d2ejax.algorithms import half_steps, ipf
+from d2ejax.algorithms import gathered, half_steps, ipf
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.endpoints.base import Endpoint, restrict
 from d2ejax.exact.base import ExactBridge
@@ -25,6 +25,9 @@ from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Array, Key, Params
 from experiments import ends
 from experiments.validation import resolve_losses
+
+_MANY_PATHS = 256
+"""On one device of a CPU."""
 
 
 class Experiment(NamedTuple):
@@ -142,6 +145,7 @@ def _side(config: ConfigDict, room: Room, *, backward: bool) -> Side:
         drift_scale=given.drift_scale * float(room.law.variance(0.0, t_max)) ** 0.5 / t_max,
         log_density=goal.log_density if given.energy_feature else None,
         score_clip=given.score_clip,
+        dtype=given.dtype,
     )
     process = kernels.process(
         network.apply,
@@ -151,8 +155,19 @@ def _side(config: ConfigDict, room: Room, *, backward: bool) -> Side:
         variance=config.variance.family if config.learn_variance else "fixed",
         bound=config.variance.bound,
         discretisation=config.reference.discretisation,
+        steps_at_once=_steps_at_once(config),
     )
     return Side(process, network.init)
+
+
+def _steps_at_once(config: ConfigDict) -> int | None:
+    """How many steps of a path are scored at once; None for all of them."""
+    if config.network.steps_at_once:
+        return config.network.steps_at_once
+    paths = config.batch_size // parallel.num_devices()
+    # The activations of one step stay in the cache, those of all of them would not: that is
+    # worth computing them twice.
+    return 1 if parallel.on_cpu() and paths >= _MANY_PATHS else None
 
 
 def _algorithm(
@@ -296,9 +311,18 @@ def _optimiser(
             adam_b2=given.b2,
             weight_decay=given.weight_decay,
             adam_weight_decay=given.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
         ),
     }
-    return optax.chain(optax.clip_by_global_norm(given.clip_norm), makers[given.name]())
+    return gathered.gathered(
+        optax.chain(optax.clip_by_global_norm(given.clip_norm), makers[given.name]())
+    )
+
+
+def _matrices(params: dict[str, Array]) -> dict[str, contrib.MuonDimensionNumbers | None]:
+    """Which axes are inputs and outputs, of matrices that are gathered by shape."""
+    stacked = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return {name: None if name == gathered.REST else stacked for name in params}
 
 
 def _check_batches(config: ConfigDict) -> None:
@@ -313,7 +337,7 @@ def _check_batches(config: ConfigDict) -> None:
         if size % whole:
             raise ValueError(
                 f"{name} = {size}: must be a multiple of {whole}: groups of {whole // devices} "
-                f"on each of {devices} devices"
+                f"on each of {devices} devices (on a CPU, parallel.cpu_devices)"
             )
     groups, size = config.batch_size // (devices * paths), config.exploration.buffer_size
     if has_energy and size < groups:

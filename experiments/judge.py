@@ -111,19 +111,16 @@ def _simulate(experiment: Experiment, state: ipf.State, key: Key, backward: bool
         process, params, end = experiment.forward, forward_params, experiment.source
     starts = endpoints.sampler(end)(start_key, CHUNK)
 
-    def one(key: Key, x: Array) -> Paths:
-        path = rollouts.simulate(key, process, params, x)
-        return Paths(
-            paths=path,
-            step_kls=rollouts.step_kl_divergences(
-                experiment.forward, forward_params, experiment.reference, None, path
-            ),
-            log_forward=rollouts.log_density(experiment.forward, forward_params, path),
-            log_backward=rollouts.log_density(experiment.backward, backward_params, path),
-            log_reference=rollouts.log_density(experiment.reference, None, path),
-        )
-
-    return jax.vmap(one)(jax.random.split(path_key, CHUNK), starts)
+    keys = jax.random.split(path_key, CHUNK)
+    paths = jax.vmap(rollouts.simulate, (0, None, None, 0))(keys, process, params, starts)
+    forward, reference = (experiment.forward, forward_params), (experiment.reference, None)
+    return Paths(
+        paths=paths,
+        step_kls=rollouts.step_kl_divergences(*forward, *reference, paths),
+        log_forward=rollouts.log_density(*forward, paths),
+        log_backward=rollouts.log_density(experiment.backward, backward_params, paths),
+        log_reference=rollouts.log_density(*reference, paths),
+    )
 
 
 def kernel_drift(
@@ -135,13 +132,10 @@ def kernel_drift(
 
 
 def _log_ratios(experiment: Experiment, state: ipf.State, paths: Array) -> Array:
-    params = experiment.forward_params(state)
-
-    def one(path: Array) -> Array:
-        log_forward = rollouts.log_density(experiment.forward, params, path)
-        return log_forward - rollouts.log_density(experiment.reference, None, path)
-
-    return jax.vmap(one)(paths)
+    log_forward = rollouts.log_density(
+        experiment.forward, experiment.forward_params(state), paths
+    )
+    return log_forward - rollouts.log_density(experiment.reference, None, paths)
 
 
 def _drifts(experiment: Experiment, state: ipf.State, paths: Array) -> Array:

@@ -154,6 +154,7 @@ def _report(args: Arguments, judge: Any, result: Any, process_start: float) -> N
         metrics,
         step=result.step,
         times=result.times._replace(wall=wall),
+        devices=parallel.describe_devices(),
         finished=result.step == judge.experiment.total_steps,
     )
     print(summary.table(written))

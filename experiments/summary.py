@@ -48,7 +48,13 @@ _IDEALS: dict[str, str | float] = {
 
 
 def write(
-    directory: Path, metrics: Mapping[str, Any], *, step: int, times: Times, finished: bool
+    directory: Path,
+    metrics: Mapping[str, Any],
+    *,
+    step: int,
+    times: Times,
+    devices: str,
+    finished: bool,
 ) -> dict[str, Any]:
     """Writes summary.json and returns it: `KEYS` first, then what else was measured."""
     timing = {
@@ -57,7 +63,8 @@ def write(
         "gradient_steps": step,
         "steps_per_second": round(step / times.train, 2) if times.train else None,
     }
-    values = {**dict.fromkeys(KEYS), **metrics, **timing, "finished": finished}
+    values = {**dict.fromkeys(KEYS), **metrics, **timing}
+    values |= {"devices": devices, "finished": finished}
     workdir.write_json(directory / workdir.SUMMARY, values)
     return values
 

@@ -67,6 +67,8 @@ FIELDS: dict[str, Rule] = {
     "network.drift_scale": number(above=0),
     "network.energy_feature": boolean(),
     "network.score_clip": number(above=0),
+    "network.dtype": choice("float32", "bfloat16"),
+    "network.steps_at_once": integer(0),
     "batch_size": integer(1),
     "ipf.iterations": integer(1),
     "ipf.forward_steps": integer(1),
@@ -104,6 +106,7 @@ FIELDS: dict[str, Rule] = {
     "exploration.inverse_temperature_start": number(above=0, at_most=1),
     "exploration.anneal_fraction": number(at_least=0, at_most=1),
     "parallel.backend": choice("pmap", "shard_map"),
+    "parallel.cpu_devices": integer(1),
     "loop.steps_per_dispatch": integer(1),
     "loop.checkpoint_every": integer(1),
     "loop.keep": integer(1),
@@ -229,6 +232,13 @@ RELATIONS: tuple[Relation, ...] = (
             not _has_loss(c, *_ENERGY_LOSSES) or c.batch_size % c.ipf.paths_per_start == 0
         ),
         lambda c: f"a multiple of ipf.paths_per_start = {c.ipf.paths_per_start}",
+    ),
+    Relation(
+        "network.steps_at_once",
+        lambda c: (
+            not c.network.steps_at_once or c.grid.num_steps % c.network.steps_at_once == 0
+        ),
+        lambda c: f"0 or a divisor of grid.num_steps = {c.grid.num_steps}",
     ),
     Relation(
         "reference.sigma_max",

@@ -311,6 +311,8 @@ def test_euler_is_exact_for_brownian_motion(backward):
         ({"discretisation": "heun"}, r"discretisation = 'heun': must be one of .*'exact'"),
         ({"bound": 0.0}, r"bound = 0\.0: must be > 0"),
         ({"bound": float("nan")}, r"bound = nan: must be > 0"),
+        ({"steps_at_once": 4}, r"steps_at_once = 4: must be a divisor of 6"),
+        ({"steps_at_once": 0}, r"steps_at_once = 0: must be a divisor of 6"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -201,3 +201,36 @@ def test_time_features_resolve_the_end_refined_grid():
     gaps = np.linalg.norm(np.diff(features, axis=0), axis=1)
     # The last step is 1e-4 of the interval; features smooth in t would move by as little.
     assert gaps.min() > 0.04
+
+
+def test_bfloat16_is_for_the_hidden_layers_alone(key):
+    single, half = (
+        networks.drift_network(2, T_MAX, width=32, depth=3, dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    )
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), half.init(key)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    x, t = jnp.asarray([0.5, -1.0]), jnp.float32(0.3)
+
+    def outputs(network):
+        return jnp.concatenate(network.apply(params, x, t))
+
+    expected = outputs(single)
+    assert outputs(half).dtype == jnp.float32
+    error = np.abs(outputs(half) - expected).max() / np.abs(expected).max()
+    assert 1e-5 < error < 0.03
+    # Two modes narrower than bfloat16 resolves positions are still two.
+    near, far = (half.apply(params, x + shift, t)[0] for shift in (0.0, 2e-3))
+    assert np.all(near != far)
+    products = [
+        equation
+        for equation in jax.make_jaxpr(lambda x: half.apply(params, x, t))(x).eqns
+        if equation.primitive.name == "dot_general"
+    ]
+    dtypes = [equation.invars[0].aval.dtype.name for equation in products]
+    # Time, the first layer; two more; the head.
+    assert dtypes == ["float32"] * 2 + ["bfloat16"] * 3
+    gradients = jax.grad(lambda p: jnp.sum(half.apply(p, x, t)[0]))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}

@@ -1,5 +1,8 @@
 """Data-parallel training on eight host devices, with a tiny algorithm of its own."""
 
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -206,3 +209,33 @@ def test_unreplicate_takes_the_first_share():
 def test_unknown_backend_is_refused():
     with pytest.raises(ValueError, match=r"backend = 'jit': must be one of .*'shard_map'"):
         parallel.data_parallel(toy_algorithm(), backend="jit")
+
+
+@pytest.mark.parametrize(
+    ("flags", "before", "expected"),
+    [
+        ("", "", 3),
+        ("--xla_force_host_platform_device_count=4", "", 4),
+        ("", "jax.config.update('jax_num_cpu_devices', 5)", 5),
+        # JAX has begun to run.
+        ("", "jax.devices()", 1),
+    ],
+)
+def test_the_cpu_is_cut_unless_it_has_been_told(flags, before, expected):
+    code = f"""
+import jax
+from d2ejax import parallel
+{before}
+parallel.cut_cpu(3)
+parallel.cut_cpu(2)
+print(parallel.num_devices(), parallel.describe_devices())
+"""
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out == f"{expected} {expected} x cpu\n"

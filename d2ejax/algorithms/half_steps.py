@@ -217,7 +217,7 @@ def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Object
         log_ratios = losses.log_path_ratio(
             paths,
             log_trained=lambda p: rollouts.log_density(half.trained, params["drift"], p),
-            log_opposite=jax.vmap(jax.vmap(partner.log_density)),
+            log_opposite=partner.log_density,
             log_goal=jax.vmap(
                 jax.vmap(lambda p: inverse_temperature * log_goal(p[half.goal_end]))
             ),

@@ -25,8 +25,9 @@ class Partner(NamedTuple):
     Attributes:
         draw: Maps a key and goal points `(n, dim)` to paths that end (or, for a backward
             half-step, start) there, shape `(n, num_steps + 1, dim)`.
-        log_density: Maps a path to its log-density given its goal, up to a constant or, in the
-            semi-discrete case, a function of its start.
+        log_density: Maps paths `(..., num_steps + 1, dim)` to their log-densities given their
+            goals, `(...)`, up to a constant or, in the semi-discrete case, a function of the
+            start.
         effective_anchors: Maps a goal point to the effective number of samples behind that
             log-density; NaN where none are used.
         in_closed_form: Whether the semi-discrete half-bridge stands there; a boolean scalar.
@@ -48,7 +49,7 @@ def learned(process: Process, params: Params) -> Partner:
 
     return Partner(
         draw,
-        lambda path: rollouts.log_density(process, params, path),
+        lambda paths: rollouts.log_density(process, params, paths),
         lambda goal: jnp.full((), jnp.nan),
         in_closed_form=jnp.asarray(False),
     )
@@ -152,9 +153,11 @@ def semi_discrete(
     def draw(key: Key, goals: Array) -> Array:
         return jax.vmap(draw_one)(jax.random.split(key, goals.shape[0]), goals)
 
-    def log_density(path: Array) -> Array:
-        log_potential = losses.log_potential(log_weights(path[goal_end]))
-        return rollouts.log_density(reference, None, path) - log_potential
+    def log_density(paths: Array) -> Array:
+        goals = paths[..., goal_end, :].reshape(-1, paths.shape[-1])
+        log_potentials = jax.vmap(lambda goal: losses.log_potential(log_weights(goal)))(goals)
+        log_reference = rollouts.log_density(reference, None, paths)
+        return log_reference - log_potentials.reshape(log_reference.shape)
 
     return Partner(
         draw,
@@ -212,7 +215,7 @@ def hybrid(
     enough = effective >= min_anchors
     return Partner(
         lambda key, ends: jax.lax.cond(enough, closed_form.draw, opposite.draw, key, ends),
-        lambda path: jax.lax.cond(enough, closed_form.log_density, opposite.log_density, path),
+        lambda p: jax.lax.cond(enough, closed_form.log_density, opposite.log_density, p),
         closed_form.effective_anchors,
         in_closed_form=enough,
     )

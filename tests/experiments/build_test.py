@@ -300,6 +300,8 @@ DATA = {
     "network.depth": 2,
     "network.num_frequencies": 2,
     "network.layer_norm": False,
+    "network.dtype": "bfloat16",
+    "network.steps_at_once": 1,
     "network.drift_scale": 2.0,
     "batch_size": 64,
     "ipf.iterations": 2,
@@ -351,6 +353,7 @@ ELSEWHERE = {
     "seed",  # the loop draws the first key from it
     "method",  # has one value
     "parallel.backend",  # the trainer takes it
+    "parallel.cpu_devices",  # the command line sets it before JAX starts
     "loop.steps_per_dispatch",
     "loop.checkpoint_every",
     "loop.keep",

@@ -173,10 +173,10 @@ def written(command, finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def restored(finished):
-    """The experiment, and the state of the last checkpoint, of one device."""
+    """The experiment, and the state of the last checkpoint, of the first of its devices."""
     with jax.numpy_dtype_promotion("standard"):
         experiment = build.build(small.load("smoke"))
-        keys = jax.random.split(jax.random.key(0), 1)
+        keys = jax.random.split(jax.random.key(0), small.load("smoke").parallel.cpu_devices)
         init = jax.jit(jax.vmap(experiment.algorithm.init, axis_name=parallel.AXIS))
         saved = checkpoints.read(finished.directory / workdir.CHECKPOINTS)
         return experiment, parallel.unreplicate(checkpoints.place(saved, init(keys)))

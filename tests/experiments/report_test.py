@@ -79,7 +79,9 @@ def evaluate(config, directory, records=RECORDS):
     judged, state = untrained(config)
     state = state._replace(step=jnp.int32(records[-1]["step"]))
     fields = report.evaluate(config, judged, state, directory)
-    summary.write(directory, fields, step=0, times=loop.Times(), finished=False)
+    summary.write(
+        directory, fields, step=0, times=loop.Times(), devices="8 x cpu", finished=False
+    )
     plots = {path.name for path in (directory / workdir.PLOTS).glob("*")}
     return json.loads((directory / workdir.SUMMARY).read_text()), plots
 
