@@ -24,10 +24,10 @@ from experiments import build, validation
 
 # Name, access to both ends, loss, off-policy ratio.
 _CASES = (
-    ("data-to-data", "samples", "samples", "likelihood", 0.0),
-    ("data-to-energy, on-policy", "samples", "energy", "log_variance", 0.0),
-    ("data-to-energy, off-policy", "samples", "energy", "log_variance", 0.5),
-    ("energy-to-energy", "energy", "energy", "log_variance", 0.5),
+    ("D2D", "samples", "samples", "likelihood", 0.0),
+    ("D2E on-policy", "samples", "energy", "log_variance", 0.0),
+    ("D2E off-policy", "samples", "energy", "log_variance", 0.5),
+    ("E2E", "energy", "energy", "log_variance", 0.5),
 )
 _SIZES = ("batch_size", "num_steps", "width", "dim")
 
@@ -124,6 +124,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a line per half-step and size."""
     args = parse(argv)
+    timing.start()
     if args.threads:
         torch.set_num_threads(args.threads)
     for values in itertools.product(*(getattr(args, name) for name in _SIZES)):

@@ -24,7 +24,7 @@ class Row(NamedTuple):
     Attributes:
         config: A name in experiments/configs.
         overrides: Values of dotted keys.
-        marked: Whether all seeds are run, or the first alone.
+        marked: Whether all seeds are run, or the first alone: of what has marks to meet.
     """
 
     config: str
@@ -43,10 +43,10 @@ ROWS = {
         "gaussian_to_ring", {"target.name": "two_moons"}, marked=False
     ),
     "`gaussian_to_gaussian`": Row("gaussian_to_gaussian", {}, marked=False),
-    "`mixtures`": Row("mixtures", {}, marked=False),
+    "`mixtures`": Row("mixtures", {}),
     # Every pair of the plane again, from samples of both ends.
-    "`gaussian_to_ring_d2d`": Row("gaussian_to_ring_d2d", {}, marked=False),
-    "`moons_to_ring_d2d`": Row("moons_to_ring_d2d", {}, marked=False),
+    "`gaussian_to_ring_d2d`": Row("gaussian_to_ring_d2d", {}),
+    "`moons_to_ring_d2d`": Row("moons_to_ring_d2d", {}),
     "`moons_to_ring_d2d`, from the cross": Row(
         "moons_to_ring_d2d", {"source.name": "cross"}, marked=False
     ),

@@ -28,7 +28,7 @@ RECORDS = "results.jsonl"
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 # Keys that do not change what is trained.
-_FREE = ("loop.", "evaluate.")
+_FREE = ("loop.", "evaluate.", "parallel.")
 
 
 class RunFailed(Exception):

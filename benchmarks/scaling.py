@@ -153,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing, then writes what there is, also if it was interrupted."""
     args = parse(argv)
     if args.cell is not None:
+        timing.start()
         print(json.dumps(measure(args.cell, dispatch=args.dispatch, repeats=args.repeats)))
         return
     runs.run(

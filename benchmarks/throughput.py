@@ -17,27 +17,39 @@ from ml_collections import ConfigDict
 from benchmarks import floor, runs, timing
 from experiments import validation
 
-# Name, access to the source and to the target, loss of the backward and the forward half-step.
+# Name, access to the source and to the target, loss of the forward half-step, off-policy ratio.
 _CASES = (
-    ("data-to-data, likelihood", "samples", "samples", "likelihood", "likelihood"),
-    ("data-to-energy, likelihood", "samples", "energy", "likelihood", "log_variance"),
-    # Its mirror image, so that the energy half-step comes first.
-    ("energy-to-data, log-variance", "energy", "samples", "log_variance", "likelihood"),
-    ("data-to-energy, semi-discrete", "samples", "energy", "likelihood", "semi_discrete"),
-    ("energy-to-energy, log-variance", "energy", "energy", "log_variance", "log_variance"),
-    ("energy-to-energy, semi-discrete", "energy", "energy", "log_variance", "semi_discrete"),
+    ("D2D likelihood", "samples", "samples", "likelihood", 0.0),
+    ("D2E log-variance on-policy", "samples", "energy", "log_variance", 0.0),
+    ("D2E log-variance off-policy", "samples", "energy", "log_variance", 0.5),
+    ("D2E semi-discrete", "samples", "energy", "semi_discrete", 0.5),
+    ("E2E log-variance", "energy", "energy", "log_variance", 0.5),
+    ("E2E semi-discrete", "energy", "energy", "semi_discrete", 0.5),
 )
+_NAMES = tuple(case[0] for case in _CASES)
 _SIZES = ("batch_size", "num_steps", "width", "dim")
 _COLUMNS = {"compile_seconds": "compile [s]", "milliseconds": "ms / step", "floor": "floor"}
 
 
-def half_steps(size: runs.Record) -> Iterator[tuple[str, ConfigDict]]:
-    """A config per half-step: its one direction trains first, and for long."""
-    for name, source, target, backward_loss, forward_loss in _CASES:
+def half_steps(
+    size: runs.Record,
+    names: Sequence[str] = _NAMES,
+    *,
+    dtype: str = "float32",
+    steps_at_once: int = 0,
+) -> Iterator[tuple[str, ConfigDict]]:
+    """A config per half-step, the forward one, after a single step of the backward one."""
+    for name, source, target, loss, off_policy in _CASES:
+        if name not in names:
+            continue
         config = timing.configuration(size["dim"], source, target)
-        config.ipf.backward_loss, config.ipf.forward_loss = backward_loss, forward_loss
+        config.ipf.forward_loss, config.ipf.backward_steps = loss, 1
+        config.ipf.backward_loss = "likelihood" if source == "samples" else "log_variance"
+        config.exploration.off_policy_ratio = off_policy
+        config.exploration.off_policy_ratio_end = off_policy
         config.batch_size, config.grid.num_steps = size["batch_size"], size["num_steps"]
-        config.network.width = size["width"]
+        config.network.width, config.network.dtype = size["width"], dtype
+        config.network.steps_at_once = steps_at_once
         yield name, validation.validate(config)
 
 
@@ -58,6 +70,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num_steps", type=several, default=[20], help="steps K of a path")
     add("--width", type=several, default=[64], help="of the hidden layers")
     add("--dim", type=several, default=[2], help="of both ends")
+    add("--cases", type=runs.listed(str, _NAMES), default=list(_NAMES))
+    add("--dtype", default="float32", help="of the hidden layers: float32 or bfloat16")
+    add("--steps_at_once", type=int, default=0, help="steps scored at once; 0: all")
     add("--dispatch", type=int, default=100, help="gradient steps in one dispatch")
     add("--repeats", type=int, default=5, help="dispatches timed; the fastest counts")
     add("--json", type=Path, help="a file for one JSON object a line")
@@ -67,17 +82,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints one line per half-step and size."""
     args = parse(argv)
+    timing.start()
     heads = "".join(f"{head:>13}" for head in (*_COLUMNS.values(), "/ floor"))
     for values in itertools.product(*(getattr(args, name) for name in _SIZES)):
         size = dict(zip(_SIZES, values, strict=True))
         print(", ".join(f"{name} = {value}" for name, value in size.items()))
-        print(f"{'half-step':<34}{heads}")
-        for name, config in half_steps(size):
+        print(f"{'half-step':<30}{heads}")
+        settings = {"dtype": args.dtype, "steps_at_once": args.steps_at_once}
+        for name, config in half_steps(size, args.cases, **settings):
             found = measure(config, size["dim"], args)
             numbers = "".join(f"{found[key]:>13.2f}" for key in (*_COLUMNS, "ratio"))
-            print(f"{name:<34}{numbers}", flush=True)
+            print(f"{name:<30}{numbers}", flush=True)
             if args.json:
-                runs.append_record(args.json, {"half_step": name, **size, **found})
+                runs.append_record(args.json, {"half_step": name, **size, **settings, **found})
 
 
 if __name__ == "__main__":

@@ -33,8 +33,13 @@ def configuration(dim: int, source: str, target: str) -> ConfigDict:
     return config
 
 
+def start() -> None:
+    """Gives JAX the devices that the runner gives it, before it first runs."""
+    parallel.cut_cpu(base.get_config().parallel.cpu_devices)
+
+
 class Cost(NamedTuple):
-    """The cost of a configuration's first half-step.
+    """The cost of a configuration's gradient steps.
 
     Attributes:
         compile_seconds: Of initialisation, compilation and one step.
@@ -47,6 +52,8 @@ class Cost(NamedTuple):
 
 def cost_of_step(config: ConfigDict, *, dispatch: int, repeats: int) -> Cost:
     """Runs gradient steps as the runner does, many in one dispatch; the fastest counts.
+
+    The first gradient step is not among them.
 
     Args:
         config: A validated configuration.

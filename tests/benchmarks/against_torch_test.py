@@ -17,7 +17,7 @@ CASES = {case[0]: case for case in against_torch._CASES}
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("at_once", [False, True])
 def test_both_score_a_path_alike(backward, at_once, key):
-    config = against_torch.configuration(CASES["data-to-energy, off-policy"], SIZE)
+    config = against_torch.configuration(CASES["D2E off-policy"], SIZE)
     experiment = build.build(config)
     process = experiment.backward if backward else experiment.forward
     chain = eager.chain(process, config, 3)

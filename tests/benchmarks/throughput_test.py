@@ -48,6 +48,6 @@ def test_every_half_step_and_size_is_one_line(monkeypatch, tmp_path, capsys):
     assert {record["ratio"] for record in records} == {1.5}
     assert [config.batch_size for config in seen] == [64] * 6 + [128] * 6
     assert {config.target.options.dim for config in seen} == {3}
-    assert "data-to-data, likelihood" in capsys.readouterr().out
+    assert "D2D likelihood" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         throughput.main(["--batch_size=many"])
