@@ -24,7 +24,7 @@ class Row(NamedTuple):
     Attributes:
         config: A name in experiments/configs.
         overrides: Values of dotted keys.
-        marked: Whether all seeds are run, or the first alone: of what has marks to meet.
+        marked: Whether all seeds are run, rather than the first alone.
     """
 
     config: str
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.results")
     runs.add_flags(parser, "runs/results")
     parser.add_argument(
-        "--seeds", type=int, default=5, help="of each row that has marks to meet"
+        "--seeds", type=int, default=5, help="of each row but for those of which one is enough"
     )
     args = parser.parse_args(argv)
     cells = [fields for row in ROWS.values() for fields in cells_of(row, args.seeds)]

@@ -3,8 +3,9 @@
 `python -m benchmarks.throughput` runs every half-step as the runner runs it, many gradient
 steps in one dispatch, and prints the minimum over repeats, the seconds of compilation, which
 are timed apart, and the time of the bare matrix products of the same shapes in the same process
-(see `benchmarks.floor`); --json keeps all of it. --batch_size, --num_steps, --width and --dim
-may each be several, between commas: all combinations are timed.
+(see `benchmarks.floor`: in float32, of the whole batch on one device, with whatever threads it
+takes); --json keeps all of it. --batch_size, --num_steps, --width and --dim may each be
+several, between commas: all combinations are timed.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import floor, runs, timing
 from experiments import validation
+from experiments.errors import InputError
 
 # Name, access to the source and to the target, loss of the forward half-step, off-policy ratio.
 _CASES = (
@@ -38,7 +40,7 @@ def half_steps(
     dtype: str = "float32",
     steps_at_once: int = 0,
 ) -> Iterator[tuple[str, ConfigDict]]:
-    """A config per half-step, the forward one, after a single step of the backward one."""
+    """A config per half-step, the forward one; the backward one has a single step."""
     for name, source, target, loss, off_policy in _CASES:
         if name not in names:
             continue
@@ -71,7 +73,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--width", type=several, default=[64], help="of the hidden layers")
     add("--dim", type=several, default=[2], help="of both ends")
     add("--cases", type=runs.listed(str, _NAMES), default=list(_NAMES))
-    add("--dtype", default="float32", help="of the hidden layers: float32 or bfloat16")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of the hidden layers",
+    )
     add("--steps_at_once", type=int, default=0, help="steps scored at once; 0: all")
     add("--dispatch", type=int, default=100, help="gradient steps in one dispatch")
     add("--repeats", type=int, default=5, help="dispatches timed; the fastest counts")
@@ -89,7 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(", ".join(f"{name} = {value}" for name, value in size.items()))
         print(f"{'half-step':<30}{heads}")
         settings = {"dtype": args.dtype, "steps_at_once": args.steps_at_once}
-        for name, config in half_steps(size, args.cases, **settings):
+        try:
+            configs = list(half_steps(size, args.cases, **settings))
+        except InputError as error:
+            raise SystemExit(f"error: {error}") from error
+        for name, config in configs:
             found = measure(config, size["dim"], args)
             numbers = "".join(f"{found[key]:>13.2f}" for key in (*_COLUMNS, "ratio"))
             print(f"{name:<30}{numbers}", flush=True)

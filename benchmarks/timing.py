@@ -18,7 +18,7 @@ _NEVER = 10**6
 
 
 def configuration(dim: int, source: str, target: str) -> ConfigDict:
-    """The defaults between two Gaussians; no half-step ends while it is timed.
+    """The defaults between two Gaussians, of which no half-step ends while it is timed.
 
     Args:
         dim: Dimension of both ends.

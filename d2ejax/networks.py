@@ -54,7 +54,7 @@ class TimeMLP(nn.Module):
         centred_over = self.width if self.layer_norm else None
         # One product for the time terms of all layers.
         self.time = _Dense(self.depth * self.width, centred_over, use_bias=True)
-        # Positions keep their digits: a mode may be narrower than bfloat16 resolves.
+        # Positions and time terms may cancel: they keep their digits until they have met.
         self.hidden = [
             _Dense(self.width, centred_over, dtype=self.dtype if layer else jnp.float32)
             for layer in range(self.depth)

@@ -103,7 +103,7 @@ def on_cpu() -> bool:
 
 
 def describe_devices() -> str:
-    """The devices of this process in words, "2 x cpu" for one."""
+    """The devices of this process in words, such as "2 x cpu"."""
     return f"{num_devices()} x {jax.local_devices()[0].device_kind}"
 
 

@@ -2,7 +2,7 @@
 
 Paths are data: in every loss of this library the samples carry no gradient. So a path is first
 simulated, step after step, without keeping activations, and then scored: the log-densities of
-all K steps are evaluated as one batch over time.
+all K steps are evaluated as one batch over time, or in parts where memory or caches ask for it.
 """
 
 import functools
@@ -130,8 +130,17 @@ def _over_steps(
 
     Returns:
         Shape `(..., K)`.
+
+    Raises:
+        ValueError: If the paths have another number of steps.
     """
     *batch, num_steps, _ = states[0].shape
+    expected = jax.tree.leaves(steps)[0].shape[0]
+    if num_steps != expected:
+        raise ValueError(
+            f"paths have {num_steps + 1} points: must have {expected + 1}, one more than the "
+            "process has steps"
+        )
     if steps_at_once is None or steps_at_once == num_steps:
         return _as_rows(function, steps, states)
     parts = num_steps // steps_at_once
@@ -144,7 +153,8 @@ def _over_steps(
         jax.tree.map(lambda leaf: split(leaf, 0), steps),
         tuple(split(state, len(batch)) for state in states),
     )
-    part = jax.checkpoint(functools.partial(_as_rows, function))
+    # The loop itself keeps XLA from undoing the rematerialisation.
+    part = jax.checkpoint(functools.partial(_as_rows, function), prevent_cse=False)
     values = jax.lax.map(lambda given: part(*given), scan_over)
     return jnp.moveaxis(values, 0, -2).reshape(*batch, num_steps)
 

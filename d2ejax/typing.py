@@ -1,7 +1,8 @@
 """Names for the few types that cross the rooms of the library."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.typing
@@ -29,7 +30,8 @@ Both are residuals: an output of zeros is the reference process.
 """
 
 
-class EmbeddedNetwork(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class EmbeddedNetwork:
     """A `Network` in two parts, of which the first sees the time alone.
 
     All paths of a batch share the times of the grid, so that the first part is computed once

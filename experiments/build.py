@@ -164,7 +164,7 @@ def _steps_at_once(config: ConfigDict) -> int | None:
     """How many steps of a path are scored at once; None for all of them."""
     if config.network.steps_at_once:
         return config.network.steps_at_once
-    paths = config.batch_size // parallel.num_devices()
+    paths = max(config.batch_size, config.ipf.likelihood_batch_size) // parallel.num_devices()
     # The activations of one step stay in the cache, those of all of them would not: that is
     # worth computing them twice.
     return 1 if parallel.on_cpu() and paths >= _MANY_PATHS else None

@@ -121,9 +121,25 @@ def place(saved: Saved, like: Any) -> Any:
         if there != here:
             raise InputError(
                 f"{saved.path}: holds another kind of state: {name} is {there} there: must be "
-                f"{here}: use the number of devices and the version that wrote it"
+                f"{here}: use the number of devices and the version that wrote it (the first "
+                "axis counts devices; on a CPU, parallel.cpu_devices is how many there are)"
             )
     return _from_arrays(saved.arrays, like)
+
+
+def of_first_device(saved: Saved, num_devices: int) -> Saved:
+    """A checkpoint in which every device has the state of the first, to be judged elsewhere."""
+
+    def repeat(array: np.ndarray) -> np.ndarray:
+        return np.repeat(array[:1], num_devices, axis=0)
+
+    arrays = {name: repeat(array) for name, array in saved.arrays.items()}
+    empty = {
+        name: leaf | {"shape": [num_devices, *leaf["shape"][1:]]}
+        for name, leaf in saved.leaves.items()
+    }
+    described = {name: _describe(array) for name, array in arrays.items()}
+    return saved._replace(leaves=empty | described, arrays=arrays)
 
 
 def _read(path: Path, handler: Any, args: Any) -> Any:

@@ -136,7 +136,9 @@ def _restore(args: Arguments) -> tuple[Any, Any]:
 
     saved = checkpoints.read(args.workdir / workdir.CHECKPOINTS)
     experiment, trainer = _build(args)
-    state = checkpoints.place(saved, trainer.init(jax.random.key(args.config.seed)))
+    # Whatever the devices that trained it: one of them is judged.
+    here = checkpoints.of_first_device(saved, trainer.num_devices)
+    state = checkpoints.place(here, trainer.init(jax.random.key(args.config.seed)))
     return experiment, loop.Result(state, saved.step, loop.Times(**saved.metadata["times"]))
 
 

@@ -18,7 +18,7 @@ REST = "rest"
 """Name of the vector of everything that is not a matrix."""
 
 
-def gathered(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def gathered(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Runs an optimiser on its parameters gathered by shape.
 
     It sees a dict of arrays: the matrices of each shape stacked, `(n, rows, columns)`, and one
@@ -31,23 +31,32 @@ def gathered(inner: optax.GradientTransformation) -> optax.GradientTransformatio
 
     Returns:
         The same for a tree of parameters.
+
+    Raises:
+        ValueError: When it is run on leaves of more than one dtype.
     """
+    inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> Any:
         return inner.init(_gather(params)[0])
 
-    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+    def update(
+        updates: Params, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, Any]:
         found, scatter = _gather(updates)
         seen = None if params is None else _gather(params)[0]
-        found, state = inner.update(found, state, seen)
+        found, state = inner.update(found, state, seen, **extra)
         return scatter(found), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _gather(tree: Params) -> tuple[dict[str, Array], Callable[[dict[str, Array]], Params]]:
     """The arrays of a tree gathered by shape, and what undoes it."""
     leaves, structure = jax.tree.flatten(tree)
+    dtypes = sorted({jnp.result_type(leaf).name for leaf in leaves})
+    if len(dtypes) > 1:
+        raise ValueError(f"the leaves are of the dtypes {dtypes}: must be of one")
     groups: dict[str, list[int]] = {}
     for index, leaf in enumerate(leaves):
         name = "x".join(map(str, leaf.shape)) if leaf.ndim == 2 else REST

@@ -124,8 +124,8 @@ def _network() -> ConfigDict:
         # dimensions it cannot do without (see mixtures.py)
         energy_feature=False,
         score_clip=100.0,  # largest norm of that gradient
-        # float32 | bfloat16: of the hidden layers; parameters, positions and outputs stay
-        # float32 - bfloat16 is for accelerators
+        # float32 | bfloat16: of the hidden layers but for the first; parameters and outputs
+        # stay float32 - bfloat16 is for accelerators
         dtype="float32",
         # steps of a path scored at once, a divisor of grid.num_steps; 0: all of them, but on a
         # CPU one at a time from 256 paths a device on. Fewer need less memory, and one more
@@ -157,8 +157,9 @@ def _ipf() -> ConfigDict:
         # and the few starts of many: moons .131, .114, .110, .113 for 2, 4, 8, 16
         paths_per_start=8,
         likelihood_batch_size=0,  # paths of a likelihood half-step; 0: batch_size
-        # M: points of the other end behind a semi-discrete potential - more than the plane
-        # needs (moons .104 with 256), for the sake of small ε and many dimensions
+        # M: points of the other end behind a semi-discrete potential, on each device - more
+        # than the plane needs (moons .104 with 256), for the sake of small ε and many
+        # dimensions
         num_anchors=1024,
         # hybrid: effective anchors below which a gradient step turns to the learned opposite
         # process, and the loss to log_variance - dimension 16, ε = 0.1: .006 in closed form,

@@ -79,3 +79,9 @@ def test_parameters_of_one_kind(key):
         updates, _ = optimiser.update(params, optimiser.init(params))
         expected = jax.tree.map(lambda leaf: -0.5 * leaf, params)
         jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
+def test_more_than_one_dtype_is_refused():
+    params = {"a": jnp.ones(3), "b": jnp.ones(3, jnp.bfloat16)}
+    with pytest.raises(ValueError, match=r"dtypes \['bfloat16', 'float32'\]: must be of one"):
+        gathered(optax.sgd(0.5)).init(params)

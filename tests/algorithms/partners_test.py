@@ -229,6 +229,13 @@ def test_hybrid_hands_over_below_so_many_effective_anchors_at_the_goals(key, fac
     np.testing.assert_allclose(
         partner.log_density(paths[0]), expected.log_density(paths[0]), rtol=1e-6
     )
+    # Groups of paths, as a half-step hands them over, are scored path by path.
+    groups = jnp.stack([paths[:2], paths[1:3]])
+    np.testing.assert_allclose(
+        partner.log_density(groups),
+        [[partner.log_density(path) for path in group] for group in groups],
+        rtol=1e-5,
+    )
 
 
 @DIRECTIONS

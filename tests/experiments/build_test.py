@@ -16,6 +16,7 @@ from d2ejax import pairs, parallel, references
 from d2ejax.algorithms import ipf
 from d2ejax.endpoints import registry
 from experiments import build, validation
+from experiments.errors import InputError
 from tests.experiments import small
 
 
@@ -466,3 +467,25 @@ def test_a_key_changes_what_is_trained_where_it_applies(key):
 def test_what_does_not_apply_changes_nothing(data_trace, changes):
     # Else the tests above would pass for any key.
     assert data_ends(changes) == data_trace
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # Eight devices.
+        ({"batch_size": 128}, None),
+        ({"batch_size": 2048}, 1),
+        ({"batch_size": 128, "ipf.likelihood_batch_size": 2048}, 1),
+        ({"batch_size": 2048, "network.steps_at_once": 2}, 2),
+        ({"batch_size": 128, "network.steps_at_once": 1}, 1),
+    ],
+)
+def test_many_paths_are_scored_in_parts_on_a_cpu(changes, expected):
+    experiment = build.build(small.gaussians({"exploration.buffer_size": 256} | changes))
+    assert experiment.forward.steps_at_once == experiment.backward.steps_at_once == expected
+
+
+def test_parts_of_a_path_must_make_a_path():
+    match = r"network.steps_at_once = 3: must be 0 or a divisor of grid.num_steps = 4"
+    with pytest.raises(InputError, match=match):
+        small.gaussians({"grid.num_steps": 4, "network.steps_at_once": 3})

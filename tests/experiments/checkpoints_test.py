@@ -73,6 +73,22 @@ def test_devices_are_those_of_the_template(tmp_path):
     assert int(trainer.run(got, 2)[0].step[1]) == 5
 
 
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_the_first_device_can_be_judged_on_any_number_of_them(tmp_path, num_devices):
+    state, _ = toy.trainer().run(toy.trainer().init(jax.random.key(0)), 3)
+    expected = jax.tree.map(np.array, state._replace(key=jax.random.key_data(state.key)))
+    save(tmp_path / "c", 3, state=state)
+    like = toy.trainer(num_devices).init(jax.random.key(1))
+    saved = checkpoints.read(tmp_path / "c")
+    with pytest.raises(InputError, match=r"first axis counts devices.*parallel.cpu_devices"):
+        checkpoints.place(saved, like)
+    got = checkpoints.place(checkpoints.of_first_device(saved, num_devices), like)
+    got = got._replace(key=jax.random.key_data(got.key))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.shape[0] == num_devices
+        np.testing.assert_array_equal(a, np.repeat(b[:1], num_devices, axis=0))
+
+
 def test_the_newest_are_kept_and_the_newest_is_read(tmp_path):
     save(tmp_path / "c", 1, 20, 3 + 90, keep=2)
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["20", "93"]

@@ -17,7 +17,7 @@ LOOP = ("--config.loop.steps_per_dispatch=2", "--config.loop.checkpoint_every=4"
 
 
 class Command(NamedTuple):
-    """The command of the README, as a user types it: in a process of its own, one device.
+    """The command of the README, as a user types it: in a process of its own.
 
     Attributes:
         environment: Of the process; its compilation cache is shared by the session.
