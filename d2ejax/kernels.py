@@ -15,7 +15,7 @@ whose kernel covariance is v_k ρ_k I plus a multiple of Cov(x_T | x_k).
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,7 @@ class Step(NamedTuple):
     """What one step needs besides the network; a stack of them has a leading axis K.
 
     Attributes:
-        time: When the network is evaluated: t_k forward, t_{k+1} backward. In an embedded step
-            the network's embedding of it, whatever that is.
+        time: When the network is evaluated: t_k forward, t_{k+1} backward.
         length: Δ_k, the factor of the network's drift.
         scale: The factor of the state in the reference's mean.
         log_variance: log v_k of the reference's step.
@@ -49,6 +48,18 @@ class Step(NamedTuple):
     scale: Array
     log_variance: Array
     pinned_share: Array
+
+
+class EmbeddedStep(NamedTuple):
+    """A step with all that depends on its time and the parameters alone.
+
+    Attributes:
+        embedding: The network's embedding of the time.
+        step: The step.
+    """
+
+    embedding: Any
+    step: Step
 
 
 class Process(NamedTuple):
@@ -64,8 +75,8 @@ class Process(NamedTuple):
         steps_at_once: How many steps of a path are scored at once, None for all of them.
     """
 
-    embed: Callable[[Params, Step], Step]
-    embedded_kernel: Callable[[Params, Array, Step], Gaussian]
+    embed: Callable[[Params, Step], EmbeddedStep]
+    embedded_kernel: Callable[[Params, Array, EmbeddedStep], Gaussian]
     steps: Step
     backward: bool
     steps_at_once: int | None = None
@@ -74,7 +85,7 @@ class Process(NamedTuple):
         """The kernel of a step as it is in `steps`."""
         return self.embedded_kernel(params, x, self.embed(params, step))
 
-    def embedded_steps(self, params: Params) -> Step:
+    def embedded_steps(self, params: Params) -> EmbeddedStep:
         """All steps embedded, stacked; outside of a loop or batch they are computed once."""
         return jax.vmap(self.embed, (None, 0))(params, self.steps)
 
@@ -118,30 +129,20 @@ def process(
         ValueError: If an option is unknown, the bound is not positive or steps_at_once is not
             a divisor of the number of steps.
     """
-    if variance not in VARIANCES:
-        raise ValueError(f"variance = {variance!r}: must be one of {VARIANCES}")
-    if discretisation not in DISCRETISATIONS:
-        raise ValueError(
-            f"discretisation = {discretisation!r}: must be one of {DISCRETISATIONS}"
-        )
-    if not bound > 0:
-        raise ValueError(f"bound = {bound}: must be > 0")
+    _check(variance, discretisation, bound)
     if steps_at_once is not None and (steps_at_once < 1 or grid.num_steps % steps_at_once):
         raise ValueError(
             f"steps_at_once = {steps_at_once}: must be a divisor of {grid.num_steps}, the "
             "number of steps"
         )
-    parts = (
-        network
-        if isinstance(network, EmbeddedNetwork)
-        else EmbeddedNetwork(lambda params, t: t, network)
-    )
+    parts = _in_parts(network)
 
-    def embed(params: Params, step: Step) -> Step:
-        return step._replace(time=parts.embed(params, step.time))
+    def embed(params: Params, step: Step) -> EmbeddedStep:
+        return EmbeddedStep(parts.embed(params, step.time), step)
 
-    def kernel(params: Params, x: Array, step: Step) -> Gaussian:
-        drift, raw = parts.apply(params, x, step.time)
+    def kernel(params: Params, x: Array, embedded: EmbeddedStep) -> Gaussian:
+        drift, raw = parts.apply(params, x, embedded.embedding)
+        step = embedded.step
         mean = step.scale * x + step.length * drift
         if variance == "fixed":
             return Gaussian(mean, jnp.broadcast_to(step.log_variance, x.shape))
@@ -153,6 +154,24 @@ def process(
 
     steps = _steps(reference, grid, backward, discretisation)
     return Process(embed, kernel, steps, backward, steps_at_once)
+
+
+def _check(variance: str, discretisation: str, bound: float) -> None:
+    if variance not in VARIANCES:
+        raise ValueError(f"variance = {variance!r}: must be one of {VARIANCES}")
+    if discretisation not in DISCRETISATIONS:
+        raise ValueError(
+            f"discretisation = {discretisation!r}: must be one of {DISCRETISATIONS}"
+        )
+    if not bound > 0:
+        raise ValueError(f"bound = {bound}: must be > 0")
+
+
+def _in_parts(network: Network | EmbeddedNetwork) -> EmbeddedNetwork:
+    """The network in two parts, the first of which may do nothing."""
+    if isinstance(network, EmbeddedNetwork):
+        return network
+    return EmbeddedNetwork(lambda params, t: t, network)
 
 
 def reference_process(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from d2ejax import gaussians
-from d2ejax.kernels import Process, Step
+from d2ejax.kernels import EmbeddedStep, Process
 from d2ejax.typing import Array, Key, Params
 
 
@@ -59,7 +59,7 @@ def step_log_densities(process: Process, params: Params, paths: Array) -> Array:
     early, late = paths[..., :-1, :], paths[..., 1:, :]
     given, drawn = (late, early) if process.backward else (early, late)
 
-    def score(step: Step, x: Array, y: Array) -> Array:
+    def score(step: EmbeddedStep, x: Array, y: Array) -> Array:
         return gaussians.log_density(process.embedded_kernel(params, x, step), y)
 
     steps = process.embedded_steps(params)
@@ -101,7 +101,7 @@ def step_kl_divergences(
     """
     given = paths[..., 1:, :] if process.backward else paths[..., :-1, :]
 
-    def divergence(steps: tuple[Step, Step], x: Array) -> Array:
+    def divergence(steps: tuple[EmbeddedStep, EmbeddedStep], x: Array) -> Array:
         p = process.embedded_kernel(params, x, steps[0])
         q = other.embedded_kernel(other_params, x, steps[1])
         return gaussians.kl_divergence(p, q)
