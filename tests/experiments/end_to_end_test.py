@@ -384,15 +384,30 @@ def test_the_process_says_one_line_and_exits_with_a_status(command, tmp_path):
     assert sorted(tmp_path.iterdir()) == [directory]
 
 
-@pytest.mark.parametrize("mode", ["evaluate", "sample"])
-def test_a_checkpoint_of_another_number_of_devices_is_refused(finished, capsys, mode):
-    # The tests have eight devices, the run had one.
-    before = snapshot(finished.directory)
-    argv = ["run", f"--workdir={finished.directory}", f"--mode={mode}"]
+# The tests have eight devices, the run had two.
+
+
+def test_a_run_is_evaluated_on_another_number_of_devices(finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished.directory, directory)
+    argv = ["run", f"--workdir={directory}", "--mode=evaluate"]
+    with jax.numpy_dtype_promotion("standard"):
+        assert run.main(argv) == 0
+    expected, got = summary_of(finished.directory), summary_of(directory)
+    assert (expected["devices"], got["devices"]) == ("2 x cpu", "8 x cpu")
+    for name in ("bridge_gap", "path_kl", "w2_squared"):
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-4)
+
+
+def test_training_goes_on_on_its_own_number_of_devices_alone(finished, capsys, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished.directory, directory)
+    (directory / workdir.SUMMARY).unlink()
+    before = snapshot(directory / workdir.CHECKPOINTS)
+    argv = ["run", f"--config={ROOT / CONFIG}", f"--workdir={directory}"]
     with jax.numpy_dtype_promotion("standard"):
         assert run.main(argv) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
+    _, err = capsys.readouterr()
     assert err.count("\n") == 1
     assert "use the number of devices and the version that wrote it" in err
-    assert snapshot(finished.directory) == before
+    assert snapshot(directory / workdir.CHECKPOINTS) == before
