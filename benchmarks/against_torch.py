@@ -19,33 +19,23 @@ import torch
 from ml_collections import ConfigDict
 
 from benchmarks import eager, runs, timing
+from benchmarks.timing import Case
 from d2ejax import parallel
 from experiments import build, validation
 
-# Name, access to both ends, loss, off-policy ratio.
 _CASES = (
-    ("D2D", "samples", "samples", "likelihood", 0.0),
-    ("D2E on-policy", "samples", "energy", "log_variance", 0.0),
-    ("D2E off-policy", "samples", "energy", "log_variance", 0.5),
-    ("E2E", "energy", "energy", "log_variance", 0.5),
+    Case("D2D", "samples", "samples", "likelihood", 0.0),
+    Case("D2E on-policy", "samples", "energy", "log_variance", 0.0),
+    Case("D2E off-policy", "samples", "energy", "log_variance", 0.5),
+    Case("E2E", "energy", "energy", "log_variance", 0.5),
 )
 _SIZES = ("batch_size", "num_steps", "width", "dim")
 
 
-def configuration(case: tuple, size: runs.Record) -> ConfigDict:
-    """A config whose forward half-step comes first, and for long."""
-    _, source, target, loss, off_policy = case
-    config = timing.configuration(size["dim"], source, target)
-    # A single direction: the other one has no gradient steps to begin with.
-    config.ipf.forward_loss = loss
-    config.ipf.backward_loss = "likelihood" if source == "samples" else "log_variance"
-    config.ipf.backward_steps = 1
-    config.ipf.reanchor = "none"
-    config.exploration.off_policy_ratio = off_policy
-    config.exploration.off_policy_ratio_end = off_policy
-    config.optimiser.name = "adamw"
-    config.batch_size, config.grid.num_steps = size["batch_size"], size["num_steps"]
-    config.network.width = size["width"]
+def configuration(case: Case, size: runs.Record) -> ConfigDict:
+    """The config of a half-step that both sides can do."""
+    config = timing.half_step(case, size)
+    config.ipf.reanchor, config.optimiser.name = "none", "adamw"
     return validation.validate(config)
 
 
@@ -63,7 +53,7 @@ def ours(config: ConfigDict) -> Callable[[int], None]:
 
 
 def theirs(
-    config: ConfigDict, case: tuple, dim: int, *, at_once: bool, compiled: bool = False
+    config: ConfigDict, case: Case, dim: int, *, at_once: bool, compiled: bool = False
 ) -> Callable[[int], None]:
     """The same for PyTorch."""
     experiment = build.build(config)
@@ -78,7 +68,7 @@ def theirs(
         )
     stds = config.source.options.std, config.target.options.std
     step = eager.half_step(
-        forward, backward, config, dim=dim, stds=stds, loss=case[3], at_once=at_once
+        forward, backward, config, dim=dim, stds=stds, loss=case.loss, at_once=at_once
     )
 
     def run(num_steps: int) -> None:
@@ -111,7 +101,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num_steps", type=several, default=[20], help="steps K of a path")
     add("--width", type=several, default=[64], help="of the hidden layers")
     add("--dim", type=several, default=[2], help="of both ends")
-    add("--cases", type=runs.listed(str, [case[0] for case in _CASES]))
+    add("--cases", type=runs.listed(str, [case.name for case in _CASES]))
     add("--dispatch", type=int, default=50, help="our gradient steps in one dispatch")
     add("--eager_steps", type=int, default=10, help="theirs in one turn")
     add("--repeats", type=int, default=5, help="turns; the fastest counts")
@@ -131,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = dict(zip(_SIZES, values, strict=True))
         print(", ".join(f"{name} = {value}" for name, value in size.items()))
         for case in _CASES:
-            if args.cases and case[0] not in args.cases:
+            if args.cases and case.name not in args.cases:
                 continue
             config, dim = configuration(case, size), size["dim"]
             runners = {
@@ -146,9 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             shown = [f"{name} {found[name]:8.2f} ms" for name in found]
             ratios = [f"{found[name] / found['d2ejax']:.1f}" for name in found]
             line = ", ".join(shown) + f"; ratios {', '.join(ratios[1:])}"
-            print(f"{case[0]:<28}{line}", flush=True)
+            print(f"{case.name:<28}{line}", flush=True)
             if args.json:
-                runs.append_record(args.json, {"half_step": case[0], **size, **found})
+                runs.append_record(args.json, {"half_step": case.name, **size, **found})
 
 
 if __name__ == "__main__":

@@ -16,19 +16,19 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from benchmarks import floor, runs, timing
+from benchmarks.timing import Case
 from experiments import validation
 from experiments.errors import InputError
 
-# Name, access to the source and to the target, loss of the forward half-step, off-policy ratio.
 _CASES = (
-    ("D2D likelihood", "samples", "samples", "likelihood", 0.0),
-    ("D2E log-variance on-policy", "samples", "energy", "log_variance", 0.0),
-    ("D2E log-variance off-policy", "samples", "energy", "log_variance", 0.5),
-    ("D2E semi-discrete", "samples", "energy", "semi_discrete", 0.5),
-    ("E2E log-variance", "energy", "energy", "log_variance", 0.5),
-    ("E2E semi-discrete", "energy", "energy", "semi_discrete", 0.5),
+    Case("D2D likelihood", "samples", "samples", "likelihood", 0.0),
+    Case("D2E log-variance on-policy", "samples", "energy", "log_variance", 0.0),
+    Case("D2E log-variance off-policy", "samples", "energy", "log_variance", 0.5),
+    Case("D2E semi-discrete", "samples", "energy", "semi_discrete", 0.5),
+    Case("E2E log-variance", "energy", "energy", "log_variance", 0.5),
+    Case("E2E semi-discrete", "energy", "energy", "semi_discrete", 0.5),
 )
-_NAMES = tuple(case[0] for case in _CASES)
+_NAMES = tuple(case.name for case in _CASES)
 _SIZES = ("batch_size", "num_steps", "width", "dim")
 _COLUMNS = {"compile_seconds": "compile [s]", "milliseconds": "ms / step", "floor": "floor"}
 
@@ -41,18 +41,11 @@ def half_steps(
     steps_at_once: int = 0,
 ) -> Iterator[tuple[str, ConfigDict]]:
     """A config per half-step, the forward one; the backward one has a single step."""
-    for name, source, target, loss, off_policy in _CASES:
-        if name not in names:
-            continue
-        config = timing.configuration(size["dim"], source, target)
-        config.ipf.forward_loss, config.ipf.backward_steps = loss, 1
-        config.ipf.backward_loss = "likelihood" if source == "samples" else "log_variance"
-        config.exploration.off_policy_ratio = off_policy
-        config.exploration.off_policy_ratio_end = off_policy
-        config.batch_size, config.grid.num_steps = size["batch_size"], size["num_steps"]
-        config.network.width, config.network.dtype = size["width"], dtype
-        config.network.steps_at_once = steps_at_once
-        yield name, validation.validate(config)
+    for case in _CASES:
+        if case.name in names:
+            config = timing.half_step(case, size)
+            config.network.dtype, config.network.steps_at_once = dtype, steps_at_once
+            yield case.name, validation.validate(config)
 
 
 def measure(config: ConfigDict, dim: int, args: argparse.Namespace) -> runs.Record:

@@ -4,6 +4,7 @@ Timed between two Gaussians, in any dimension, which cost next to nothing themse
 """
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,41 @@ def configuration(dim: int, source: str, target: str) -> ConfigDict:
         end.name, end.access = "gaussian", access
         end.options = ConfigDict({"dim": dim, "std": std})
     config.ipf.forward_steps = config.ipf.backward_steps = _NEVER
+    return config
+
+
+class Case(NamedTuple):
+    """A forward half-step to be timed.
+
+    Attributes:
+        name: What it is called.
+        source: Access to the source, "samples" or "energy".
+        target: Access to the target.
+        loss: Its loss.
+        off_policy: The share of groups of paths that start off-policy.
+    """
+
+    name: str
+    source: str
+    target: str
+    loss: str
+    off_policy: float
+
+
+def half_step(case: Case, size: Mapping[str, int]) -> ConfigDict:
+    """The configuration of a half-step, not validated; the backward one has a single step.
+
+    Args:
+        case: The half-step.
+        size: Its batch_size, num_steps, width and dim.
+    """
+    config = configuration(size["dim"], case.source, case.target)
+    config.ipf.forward_loss, config.ipf.backward_steps = case.loss, 1
+    config.ipf.backward_loss = "likelihood" if case.source == "samples" else "log_variance"
+    config.exploration.off_policy_ratio = case.off_policy
+    config.exploration.off_policy_ratio_end = case.off_policy
+    config.batch_size, config.grid.num_steps = size["batch_size"], size["num_steps"]
+    config.network.width = size["width"]
     return config
 
 

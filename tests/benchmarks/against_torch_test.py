@@ -11,7 +11,7 @@ from d2ejax import rollouts
 from experiments import build
 
 SIZE = {"batch_size": 64, "num_steps": 5, "width": 8, "dim": 3}
-CASES = {case[0]: case for case in against_torch._CASES}
+CASES = {case.name: case for case in against_torch._CASES}
 
 
 @pytest.mark.parametrize("backward", [False, True])
