@@ -154,27 +154,60 @@ def transition(reference: Reference, x_s: Array, s: Time, t: Time) -> Gaussian:
 
 
 def pinned(
-    reference: Reference, x_0: Array, x_1: Array, t: Array, *, t_max: Array
+    reference: Reference, x_s: Array, x_u: Array, t: Array, *, start: Array, end: Array
 ) -> tuple[Array, Array]:
-    """Moments of x_t given x_0 and x_T: the reference's bridge pinned at both ends.
+    """Moments of x_t given x_s and x_u: the reference's bridge pinned at both ends.
 
-    Written so that both ends, t = 0 and t = T, are exact and free of 0/0.
+    Written so that both ends, t = s and t = u, are exact and free of 0/0.
 
     Args:
         reference: The process.
-        x_0: Start, shape `(dim,)`.
-        x_1: End x_T, shape `(dim,)`.
-        t: A time in [0, T].
-        t_max: The final time T.
+        x_s: Where it is at the start, shape `(dim,)`.
+        x_u: Where it is at the end, shape `(dim,)`.
+        t: A time in [s, u].
+        start: The time s < u.
+        end: The time u.
 
     Returns:
         Mean of shape `(dim,)` and the scalar variance per coordinate.
     """
-    before, after = reference.variance(jnp.zeros_like(t), t), reference.variance(t, t_max)
-    scale_before, scale_after = reference.scale(jnp.zeros_like(t), t), reference.scale(t, t_max)
+    before, after = reference.variance(start, t), reference.variance(t, end)
+    scale_before, scale_after = reference.scale(start, t), reference.scale(t, end)
     total = after + scale_after**2 * before
-    mean = (after * scale_before / total) * x_0 + (scale_after * before / total) * x_1
+    mean = (after * scale_before / total) * x_s + (scale_after * before / total) * x_u
     return mean, before * after / total
+
+
+def pinned_step(
+    reference: Reference, paths: Array, grid: TimeGrid, *, backward: bool = False
+) -> tuple[Array, Array]:
+    """Moments of each step of a path, given where it is and where the path ends.
+
+    Forward those of x_{k+1} given x_k and x_K; backward those of x_k given x_{k+1} and x_0.
+
+    Args:
+        reference: The process.
+        paths: Shape `(..., num_steps + 1, dim)`, in the order of time.
+        grid: The time grid.
+        backward: Which of the two.
+
+    Returns:
+        Means, `(..., num_steps, dim)`, and the variances per coordinate, `(num_steps,)`.
+    """
+    early, late = grid.times[:-1], grid.times[1:]
+    if backward:
+        x_s, x_u, t = paths[..., :1, :], paths[..., 1:, :], early
+        start, end = jnp.broadcast_to(grid.times[0], early.shape), late
+    else:
+        x_s, x_u, t = paths[..., :-1, :], paths[..., -1:, :], late
+        start, end = early, jnp.broadcast_to(grid.times[-1], late.shape)
+    moments = jax.vmap(
+        lambda s, u, t, start, end: pinned(reference, s, u, t, start=start, end=end),
+        in_axes=(-2, -2, 0, 0, 0),
+        out_axes=(-2, 0),
+    )
+    steps = (*paths.shape[:-2], grid.num_steps, paths.shape[-1])
+    return moments(jnp.broadcast_to(x_s, steps), jnp.broadcast_to(x_u, steps), t, start, end)
 
 
 def pinned_path(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from d2ejax import gaussians
+from d2ejax.gaussians import Gaussian
 from d2ejax.kernels import EmbeddedStep, Process
 from d2ejax.typing import Array, Key, Params
 
@@ -81,6 +82,26 @@ def log_density(process: Process, params: Params, paths: Array) -> Array:
     return jnp.sum(step_log_densities(process, params, paths), axis=-1)
 
 
+def step_kernels(process: Process, params: Params, given: Array) -> Gaussian:
+    """The kernels of all steps, each at a state of its own.
+
+    Args:
+        process: The process.
+        params: Parameters of its network.
+        given: What each kernel is given, `(..., num_steps, dim)`: of a path, all states but the
+            last, x_k, for a forward process; all but the first, x_{k+1}, for a backward one.
+
+    Returns:
+        A Gaussian whose fields have the shape of `given`.
+    """
+    steps = process.embedded_steps(params)
+
+    def kernel(step: EmbeddedStep, x: Array) -> Gaussian:
+        return process.embedded_kernel(params, x, step)
+
+    return _over_steps(kernel, steps, (given,), process.steps_at_once)
+
+
 def step_kl_divergences(
     process: Process, params: Params, other: Process, other_params: Params, paths: Array
 ) -> Array:
@@ -111,25 +132,25 @@ def step_kl_divergences(
 
 
 def _over_steps(
-    function: Callable[..., Array],
+    function: Callable[..., Any],
     steps: Any,
     states: tuple[Array, ...],
     steps_at_once: int | None,
-) -> Array:
+) -> Any:
     """A function of a step and of states, for all K steps of all paths.
 
     All steps of all paths are rows of one matrix. Nested batch axes, of paths and of time, are
     the same work, but XLA's loops over them take half as long again on a CPU.
 
     Args:
-        function: Maps one step and one state of each kind, `(dim,)`, to a scalar.
+        function: Maps one step and one state of each kind, `(dim,)`, to a tree of arrays.
         steps: A tree of arrays with a leading axis K.
         states: Each `(..., K, dim)`.
         steps_at_once: How many of the K steps are rows of one matrix; the activations of such
             a part are computed once more for its gradient, rather than kept.
 
     Returns:
-        Shape `(..., K)`.
+        The tree, with leading axes `(..., K)`.
 
     Raises:
         ValueError: If the paths have another number of steps.
@@ -156,10 +177,15 @@ def _over_steps(
     # The loop itself keeps XLA from undoing the rematerialisation.
     part = jax.checkpoint(functools.partial(_as_rows, function), prevent_cse=False)
     values = jax.lax.map(lambda given: part(*given), scan_over)
-    return jnp.moveaxis(values, 0, -2).reshape(*batch, num_steps)
+    lead = len(batch)
+
+    def join(leaf: Array) -> Array:
+        return jnp.moveaxis(leaf, 0, lead).reshape(*batch, num_steps, *leaf.shape[lead + 2 :])
+
+    return jax.tree.map(join, values)
 
 
-def _as_rows(function: Callable[..., Array], steps: Any, states: tuple[Array, ...]) -> Array:
+def _as_rows(function: Callable[..., Any], steps: Any, states: tuple[Array, ...]) -> Any:
     """A function of a step and of states, by one matrix of rows; see `_over_steps`."""
     *batch, num_steps, dim = states[0].shape
     copies = math.prod(batch)
@@ -171,4 +197,4 @@ def _as_rows(function: Callable[..., Array], steps: Any, states: tuple[Array, ..
 
     rows = (state.reshape(-1, dim) for state in states)
     values = jax.vmap(function)(jax.tree.map(spread, steps), *rows)
-    return values.reshape(*batch, num_steps)
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch, num_steps, *leaf.shape[1:]), values)

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from d2ejax import metrics
-from d2ejax.algorithms import ipf
 from d2ejax.endpoints import base as endpoints
 from d2ejax.exact import ExactBridge, MatchedChain, PlanBridge
 from d2ejax.exact.base import HostArray
@@ -37,7 +36,7 @@ _FEWEST_DRAWS, _DRAWS_PER_AXIS = 256, 8
 def split(
     judged: Judge,
     bridge: ExactBridge,
-    state: ipf.State,
+    state: Any,
     forward: Paths,
     key: Key,
     *,
@@ -100,7 +99,7 @@ def split(
 
 
 def drift_error(
-    judged: Judge, bridge: ExactBridge, state: ipf.State, key: Key
+    judged: Judge, bridge: ExactBridge, state: Any, key: Key
 ) -> dict[str, Estimate]:
     """The relative squared error of the kernels' drifts along paths of the true bridge.
 
@@ -118,7 +117,7 @@ def drift_error(
 
 
 def plan_metrics(
-    judged: Judge, bridge: ExactBridge, state: ipf.State, forward: Paths, key: Key
+    judged: Judge, bridge: ExactBridge, state: Any, forward: Paths, key: Key
 ) -> dict[str, Any]:
     """BW²-UVP of the ends and of the conditional plan; empty where that plan is not known.
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from d2ejax import kernels, metrics, parallel, references, rollouts
-from d2ejax.algorithms import ipf
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.exact.base import ExactBridge, HostArray
@@ -79,29 +78,29 @@ class Judge:
         found = bridge_metrics(paths, self.bridge)
         return {name: float(e.value) for name, e in found.items() if e is not None}
 
-    def forward(self, state: ipf.State, key: Key, n: int) -> Paths:
+    def forward(self, state: Any, key: Key, n: int) -> Paths:
         """Paths of the forward process started in true samples of the source."""
         return _in_chunks(self._forward, state, key, n)
 
-    def backward(self, state: ipf.State, key: Key, n: int) -> Paths:
+    def backward(self, state: Any, key: Key, n: int) -> Paths:
         """Paths of the backward process started in true samples of the target."""
         return _in_chunks(self._backward, state, key, n)
 
-    def log_ratios(self, state: ipf.State, paths: HostArray) -> HostArray:
+    def log_ratios(self, state: Any, paths: HostArray) -> HostArray:
         """Log-densities of given paths, less those of the reference, `(n,)`."""
         return _in_pieces(lambda piece: self._log_ratios(state, piece), paths, SCORED)
 
-    def drifts(self, state: ipf.State, paths: HostArray) -> HostArray:
+    def drifts(self, state: Any, paths: HostArray) -> HostArray:
         """`kernel_drift` at every point of given paths but the last, `(n, num_steps, dim)`."""
         return _in_pieces(lambda piece: self._drifts(state, piece), paths, SCORED)
 
-    def ends(self, state: ipf.State, key: Key, starts: HostArray) -> HostArray:
+    def ends(self, state: Any, key: Key, starts: HostArray) -> HostArray:
         """Runs the forward process from each of `(n, dim)` starts to its end."""
         keys = iter(jax.random.split(key, -(-len(starts) // CHUNK)))
         return _in_pieces(lambda piece: self._continue(state, next(keys), piece), starts, CHUNK)
 
 
-def _simulate(experiment: Experiment, state: ipf.State, key: Key, backward: bool) -> Paths:
+def _simulate(experiment: Experiment, state: Any, key: Key, backward: bool) -> Paths:
     forward_params = experiment.forward_params(state)
     backward_params = experiment.backward_params(state)
     start_key, path_key = jax.random.split(key)
@@ -123,27 +122,25 @@ def _simulate(experiment: Experiment, state: ipf.State, key: Key, backward: bool
     )
 
 
-def kernel_drift(
-    experiment: Experiment, state: ipf.State, step: kernels.Step, x: Array
-) -> Array:
+def kernel_drift(experiment: Experiment, state: Any, step: kernels.Step, x: Array) -> Array:
     """(E[x_{k+1} | x_k] - x_k) / Δ_k of the forward process at one point, `(dim,)`."""
     law = experiment.forward.kernel(experiment.forward_params(state), x, step)
     return (law.mean - x) / step.length
 
 
-def _log_ratios(experiment: Experiment, state: ipf.State, paths: Array) -> Array:
+def _log_ratios(experiment: Experiment, state: Any, paths: Array) -> Array:
     log_forward = rollouts.log_density(
         experiment.forward, experiment.forward_params(state), paths
     )
     return log_forward - rollouts.log_density(experiment.reference, None, paths)
 
 
-def _drifts(experiment: Experiment, state: ipf.State, paths: Array) -> Array:
+def _drifts(experiment: Experiment, state: Any, paths: Array) -> Array:
     at_steps = jax.vmap(functools.partial(kernel_drift, experiment, state))
     return jax.vmap(lambda path: at_steps(experiment.forward.steps, path[:-1]))(paths)
 
 
-def _continue(experiment: Experiment, state: ipf.State, key: Key, starts: Array) -> Array:
+def _continue(experiment: Experiment, state: Any, key: Key, starts: Array) -> Array:
     params = experiment.forward_params(state)
 
     def one(key: Key, x: Array) -> Array:
@@ -161,7 +158,7 @@ def _in_pieces(function: Callable, rows: HostArray, size: int) -> Any:
     )
 
 
-def _in_chunks(simulate: Callable, state: ipf.State, key: Key, n: int) -> Paths:
+def _in_chunks(simulate: Callable, state: Any, key: Key, n: int) -> Paths:
     keys = jax.random.split(key, -(-n // CHUNK))
     chunks = [jax.tree.map(np.asarray, simulate(state, k)) for k in keys]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n].astype(np.float64), *chunks)

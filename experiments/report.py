@@ -10,7 +10,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from d2ejax import plotting
-from d2ejax.algorithms import ipf
 from d2ejax.exact.base import ExactBridge, HostArray
 from d2ejax.metrics import Estimate
 from d2ejax.typing import Key
@@ -22,9 +21,7 @@ _PLOTTED = 2000
 _DRIFT_POINTS = 24
 
 
-def evaluate(
-    config: ConfigDict, judged: Judge, state: ipf.State, directory: Path
-) -> dict[str, Any]:
+def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> dict[str, Any]:
     """Judges a trained bridge and, unless told not to, draws its plots.
 
     Args:
@@ -64,7 +61,7 @@ def evaluate(
 
 
 def write_samples(
-    config: ConfigDict, judged: Judge, state: ipf.State, num_samples: int, output: Path
+    config: ConfigDict, judged: Judge, state: Any, num_samples: int, output: Path
 ) -> None:
     """Writes paths of the forward process, started in the source, to an .npz file.
 
@@ -110,7 +107,7 @@ def _flat(found: dict[str, Any]) -> dict[str, Any]:
 def _draw(
     config: ConfigDict,
     experiment: Experiment,
-    state: ipf.State,
+    state: Any,
     key: Key,
     bridge: ExactBridge | None,
     forward: Paths,
@@ -180,7 +177,7 @@ def _headline_numbers(fields: dict[str, Any]) -> dict[str, tuple[float | None, f
 
 
 def _drift_figure(
-    experiment: Experiment, state: ipf.State, bridge: ExactBridge | None, forward: Paths
+    experiment: Experiment, state: Any, bridge: ExactBridge | None, forward: Paths
 ) -> Any:
     """Learned and exact drift on a lattice at a few times of the grid; 2-D only."""
     if experiment.source.dim != 2:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # At run time it would bring in jax, which refusing a config 
 _ANCHORED_LOSSES = ("semi_discrete", "hybrid")
 _VARIANCE_LOSSES = ("log_variance", *_ANCHORED_LOSSES)
 _ENERGY_LOSSES = ("trajectory_balance", *_VARIANCE_LOSSES)
-LOSSES = ("auto", "likelihood", *_ENERGY_LOSSES)
+_SAMPLE_LOSSES = ("likelihood", "bridge_matching")
+LOSSES = ("auto", *_SAMPLE_LOSSES, *_ENERGY_LOSSES)
 
 _T = TypeVar("_T")
 
@@ -76,6 +77,7 @@ FIELDS: dict[str, Rule] = {
     "ipf.forward_loss": choice(*LOSSES),
     "ipf.backward_loss": choice(*LOSSES),
     "ipf.reanchor": choice("none", "backward", "forward", "both"),
+    "ipf.first_coupling": choice("reference", "independent"),
     "ipf.warm_start": boolean(),
     "ipf.paths_per_start": integer(1),
     "ipf.num_anchors": integer(1),
@@ -139,10 +141,23 @@ def resolve_losses(config: ConfigDict) -> tuple["Loss", "Loss"]:
     given_backward, given_forward = config.ipf.backward_loss, config.ipf.forward_loss
     if given_backward in _ANCHORED_LOSSES and forward == "semi_discrete":
         forward = "log_variance"  # One of the two may have anchors, and it is given.
-    return (
+    found = (
         backward if given_backward == "auto" else given_backward,
         forward if given_forward == "auto" else given_forward,
     )
+    plain = [
+        "likelihood" if given == "auto" and loss == "bridge_matching" and not anew else loss
+        for given, loss, anew in zip(
+            (given_backward, given_forward), found, _reanchored(config), strict=True
+        )
+    ]
+    return plain[0], plain[1]
+
+
+def _reanchored(config: ConfigDict) -> tuple[bool, bool]:
+    """Whether the backward and the forward half-step rejoin their ends by the reference."""
+    given = config.ipf.reanchor
+    return given in ("both", "backward"), given in ("both", "forward")
 
 
 def _has_loss(config: ConfigDict, *losses: str) -> bool:
@@ -152,7 +167,7 @@ def _has_loss(config: ConfigDict, *losses: str) -> bool:
 def _loss_relation(field: str, pinned: str) -> Relation:
     """What the loss of a half-step asks of the end that it pins."""
     allowed = {
-        "samples": "'auto' or 'likelihood'",
+        "samples": f"'auto' or one of {_SAMPLE_LOSSES}",
         "energy": f"'auto' or one of {_ENERGY_LOSSES}",
     }
 
@@ -204,6 +219,17 @@ RELATIONS_OF_ENDS: tuple[Relation, ...] = (
 RELATIONS: tuple[Relation, ...] = (
     _loss_relation("forward_loss", pinned="target"),
     _loss_relation("backward_loss", pinned="source"),
+    Relation(
+        "ipf.reanchor",
+        lambda c: all(
+            loss != "bridge_matching" or anew
+            for loss, anew in zip(resolve_losses(c), _reanchored(c), strict=True)
+        ),
+        lambda c: (
+            "'both', or the half-step of the loss 'bridge_matching', which fits bridges of the "
+            "reference"
+        ),
+    ),
     Relation(
         "ipf.backward_loss",
         lambda c: not all(loss in _ANCHORED_LOSSES for loss in resolve_losses(c)),

@@ -185,9 +185,10 @@ def buffers(key, case, size=256):
     return tuple(filled)
 
 
-def inputs(params, opposite, particles, *, average=None, step=0):
+def inputs(params, opposite, particles, *, average=None, step=0, opposite_step=0):
     average = params if average is None else average
-    return Inputs(params, average, opposite, particles, jnp.asarray(step, jnp.int32))
+    steps = jnp.asarray(step, jnp.int32), jnp.asarray(opposite_step, jnp.int32)
+    return Inputs(params, average, opposite, particles, *steps)
 
 
 def z_scores(samples):

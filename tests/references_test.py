@@ -100,7 +100,8 @@ def test_pinned_is_gaussian_conditioning(reference, t):
     x_0, x_1 = np.array([0.5, -2.0]), np.array([3.0, 1.0])
     mean, cov = condition_on_last(*path_covariance(reference, [t, T_MAX]), x_0, x_1)
     ends = jnp.asarray(x_0, jnp.float32), jnp.asarray(x_1, jnp.float32)
-    value, variance = references.pinned(reference, *ends, jnp.float32(t), t_max=T_MAX)
+    span = {"start": jnp.float32(0), "end": jnp.float32(T_MAX)}
+    value, variance = references.pinned(reference, *ends, jnp.float32(t), **span)
     np.testing.assert_allclose(value, mean[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(variance, cov[0, 0], rtol=1e-4)
 
@@ -110,7 +111,9 @@ def test_pinned_is_exact_at_both_ends(reference):
     x_0, x_1 = jnp.asarray([0.1, -2.3]), jnp.asarray([3.7, 1.1])
     t_max = jnp.float32(T_MAX)
     for time, end in ((jnp.float32(0), x_0), (t_max, x_1)):
-        mean, variance = references.pinned(reference, x_0, x_1, time, t_max=t_max)
+        mean, variance = references.pinned(
+            reference, x_0, x_1, time, start=jnp.float32(0), end=t_max
+        )
         np.testing.assert_array_equal(mean, end)
         assert variance == 0.0
 
@@ -118,7 +121,7 @@ def test_pinned_is_exact_at_both_ends(reference):
 def test_pinned_brownian_by_hand():
     # Halfway: the mean of the ends and σ² T / 4.
     mean, variance = references.pinned(
-        references.brownian(2.0), jnp.zeros(1), jnp.ones(1), jnp.float32(0.5), t_max=1.0
+        references.brownian(2.0), jnp.zeros(1), jnp.ones(1), 0.5, start=0.0, end=1.0
     )
     np.testing.assert_allclose((mean[0], variance), (0.5, 1.0))
 

@@ -3,7 +3,8 @@
 A half-step trains one process towards its *goal*, the end that it pins, while the opposite
 process stands still. Which loss it uses follows from what that end offers:
 
-- samples: "likelihood" of paths that the opposite process draws from them,
+- samples: "likelihood" of paths that the opposite process draws from them, or
+  "bridge_matching" on the reference's bridges between the ends of such paths,
 - energy: "log_variance" or "trajectory_balance" of the log path ratio, on off-policy paths,
 - energy: "semi_discrete", where the reference and a potential in closed form, averaged over
   anchors of the other end, take the place of the opposite process; "hybrid" is the same while
@@ -13,41 +14,45 @@ process stands still. Which loss it uses follows from what that end offers:
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from d2ejax import losses, references, rollouts
-from d2ejax.algorithms import partners
-from d2ejax.algorithms.partners import Anchors, Partner
-from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
-from d2ejax.exploration import behaviour, particles, replay_buffer
 from d2ejax.exploration.particles import Particles
 from d2ejax.exploration.replay_buffer import ReplayBuffer
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, Params
 
-Loss = Literal["likelihood", "log_variance", "trajectory_balance", "semi_discrete", "hybrid"]
+Loss = Literal[
+    "likelihood",
+    "bridge_matching",
+    "log_variance",
+    "trajectory_balance",
+    "semi_discrete",
+    "hybrid",
+]
 LOSSES: tuple[Loss, ...] = (
     "likelihood",
+    "bridge_matching",
     "log_variance",
     "trajectory_balance",
     "semi_discrete",
     "hybrid",
 )
 
-
+Coupling = Literal["reference", "independent"]
+COUPLINGS: tuple[Coupling, ...] = ("reference", "independent")
+FROM_SAMPLES: tuple[Loss, ...] = ("likelihood", "bridge_matching")
+"""Losses that need samples of the pinned end; all others need its energy."""
 WITH_POTENTIAL: tuple[Loss, ...] = ("trajectory_balance", "semi_discrete", "hybrid")
 """Losses that train the start's potential beside the drift."""
 WITH_ANCHORS: tuple[Loss, ...] = ("semi_discrete", "hybrid")
 """Losses that average over anchors of the start."""
 
 
-_ACCEPTANCE = {0: "acceptance_source", -1: "acceptance_target"}
-METRICS = ("anchors", "closed_form", *_ACCEPTANCE.values())
+ACCEPTANCE = {0: "acceptance_source", -1: "acceptance_target"}
+METRICS = ("anchors", "closed_form", *ACCEPTANCE.values())
 """What a half-step measures, NaN where it does not apply: the mean effective number of anchors
 at the paths' ends, the share of devices and steps where the half-bridge in closed form stood
 opposite, and the acceptance rate of each end's refresh."""
@@ -56,8 +61,9 @@ opposite, and the acceptance rate of each end's refresh."""
 def losses_by_access(source: str, target: str) -> tuple[Loss, Loss]:
     """The losses that the two ends call for, of the backward and of the forward half-step.
 
-    Samples of the pinned end call for a likelihood. An energy calls for the semi-discrete
-    half-step, which one of the two may be: the forward one, where both ends are energies.
+    Samples of the pinned end call for bridge matching, which cannot drift off the reference
+    and is less noisy than the likelihood. An energy calls for the semi-discrete half-step,
+    which one of the two may be: the forward one, where both ends are energies.
 
     Args:
         source: What training sees of the source, "samples" or "energy".
@@ -67,8 +73,8 @@ def losses_by_access(source: str, target: str) -> tuple[Loss, Loss]:
         The loss of the backward half-step and that of the forward one.
     """
     if target == "energy":
-        return ("likelihood" if source == "samples" else "log_variance"), "semi_discrete"
-    return ("likelihood" if source == "samples" else "semi_discrete"), "likelihood"
+        return ("bridge_matching" if source == "samples" else "log_variance"), "semi_discrete"
+    return ("bridge_matching" if source == "samples" else "semi_discrete"), "bridge_matching"
 
 
 class HalfStep(NamedTuple):
@@ -91,7 +97,11 @@ class HalfStep(NamedTuple):
         min_anchors: Effective anchors, on average over the goals of a gradient step, under
             which a hybrid half-step turns to the learned opposite process.
         reanchor: Whether a likelihood half-step keeps only the ends of the opposite process's
-            paths and joins them by the reference's pinned bridge.
+            paths and joins them by the reference's pinned bridge, as bridge matching always
+            does.
+        first_coupling: Of which ends bridge matching makes its first half-step: "reference",
+            those of the reference's own paths, as IPF asks for, or "independent", samples of
+            both, as iterative Markovian fitting asks for.
         off_policy_ratio: Schedule of the share of groups that start off-policy, in [0, 1].
         reuse_path: Whether the path that found an off-policy start joins its group.
         inverse_temperature: Schedule of the factor of the goal's energy.
@@ -113,6 +123,7 @@ class HalfStep(NamedTuple):
     num_anchors: int = 1024
     min_anchors: float = 4.0
     reanchor: bool = True
+    first_coupling: Coupling = "reference"
     off_policy_ratio: optax.Schedule = optax.constant_schedule(0.5)
     reuse_path: bool = True
     inverse_temperature: optax.Schedule = optax.constant_schedule(1.0)
@@ -141,7 +152,8 @@ class Inputs(NamedTuple):
         average: Their moving average.
         opposite: Parameters of the opposite process.
         buffers: The particles.
-        step: The number of gradient steps that this half-step has had so far.
+        step: The number of gradient steps that this direction has had so far.
+        opposite_step: The number that the opposite process has had.
     """
 
     params: Params
@@ -149,176 +161,7 @@ class Inputs(NamedTuple):
     opposite: Params
     buffers: Buffers
     step: Array
+    opposite_step: Array
 
 
 Objective = Callable[[Params], tuple[Array, dict[str, Array]]]
-
-
-def objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buffers]:
-    """Draws the data of one gradient step.
-
-    Args:
-        half: The half-step.
-        key: A typed key.
-        inputs: What it reads.
-
-    Returns:
-        The loss on that data as a function of the trained parameters, with its metrics; and
-        the buffers as drawing the data left them.
-    """
-    if half.loss == "likelihood":
-        return _likelihood_objective(half, key, inputs), inputs.buffers
-    return _balance_objective(half, key, inputs)
-
-
-def _likelihood_objective(half: HalfStep, key: Key, inputs: Inputs) -> Objective:
-    goal_key, path_key, bridge_key = jax.random.split(key, 3)
-    goals = endpoints.sampler(half.goal)(goal_key, half.batch_size)
-    paths = partners.learned(half.opposite, inputs.opposite["drift"]).draw(path_key, goals)
-    if half.reanchor:
-        keys = jax.random.split(bridge_key, half.batch_size)
-        bridge = jax.vmap(references.pinned_path, (0, None, 0, 0, None))
-        paths = bridge(keys, half.law, paths[:, 0], paths[:, -1], half.grid)
-
-    def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-        log_densities = rollouts.step_log_densities(half.trained, params["drift"], paths)
-        metrics = {name: jnp.full((), jnp.nan) for name in METRICS}
-        return losses.trajectory_likelihood_loss(log_densities), metrics
-
-    return loss
-
-
-def _balance_objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buffers]:
-    refresh_key, start_key, goal_key, draw_key, mix_key = jax.random.split(key, 5)
-    buffers, acceptance = _refresh(half, refresh_key, inputs)
-    num_starts = half.batch_size // half.num_paths
-    _, goals = replay_buffer.sample(goal_key, _filled(buffers, half.goal_end), num_starts)
-    starts, partner = _start(half, start_key, inputs, buffers, goals)
-    paths = behaviour.mixed_paths(
-        mix_key,
-        starts,
-        partner.draw(draw_key, goals),
-        lambda key, x: rollouts.simulate(key, half.trained, inputs.params["drift"], x),
-        off_policy_ratio=half.off_policy_ratio(inputs.step),
-        num_paths=half.num_paths,
-        reuse_path=half.reuse_path,
-        backward=half.trained.backward,
-    )
-    starts, ends = paths[:, 0, half.start_end], paths[:, -1, half.goal_end]
-    inverse_temperature = half.inverse_temperature(inputs.step)
-    log_goal = endpoints.log_density(half.goal)
-    explorer = half.particles[half.goal_end]
-    if half.add_ends and explorer is not None:
-        goal_buffer = _filled(buffers, half.goal_end)
-        goal_buffer = particles.add(explorer, goal_buffer, ends, log_goal)
-        buffers = _replace(buffers, half.goal_end, goal_buffer)
-
-    def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-        log_ratios = losses.log_path_ratio(
-            paths,
-            log_trained=lambda p: rollouts.log_density(half.trained, params["drift"], p),
-            log_opposite=partner.log_density,
-            log_goal=jax.vmap(
-                jax.vmap(lambda p: inverse_temperature * log_goal(p[half.goal_end]))
-            ),
-        )
-        value = _balance_loss(half, params, starts, log_ratios, partner.in_closed_form)
-        anchors = jnp.mean(jax.vmap(partner.effective_anchors)(ends))
-        closed_form = partner.in_closed_form.astype(jnp.float32)
-        return value, {"anchors": anchors, "closed_form": closed_form} | acceptance
-
-    return loss, buffers
-
-
-def _balance_loss(
-    half: HalfStep, params: Params, starts: Array, log_ratios: Array, in_closed_form: Array
-) -> Array:
-    if half.loss == "log_variance":
-        return losses.log_variance_loss(log_ratios)
-    potentials = jax.vmap(half.potential, (None, 0))(params["potential"], starts)
-    if half.loss == "trajectory_balance":
-        return losses.trajectory_balance_loss(log_ratios, potentials)
-    # Beside a learned process the log-ratios are not those that define the potential.
-    fit = jnp.where(in_closed_form, losses.potential_loss(potentials, log_ratios), 0.0)
-    return losses.log_variance_loss(log_ratios) + fit
-
-
-def _start(
-    half: HalfStep, key: Key, inputs: Inputs, buffers: Buffers, goals: Array
-) -> tuple[Array, Partner]:
-    """On-policy starts, `(num_starts, dim)`, and what stands opposite to the process."""
-    start_key, anchor_key = jax.random.split(key)
-    num_starts = goals.shape[0]
-    learned = partners.learned(half.opposite, inputs.opposite["drift"])
-    anchors = None
-    partner = learned
-    if half.loss in WITH_ANCHORS:
-        anchors = _anchors(half, anchor_key, buffers)
-        partner = _closed_form(half, inputs, anchors)
-    if half.loss == "hybrid":
-        partner = partners.hybrid(partner, learned, goals, min_anchors=half.min_anchors)
-    if half.start.sample is not None:
-        # Not the anchors: a path should not meet its own start in the estimate of φ_T.
-        return half.start.sample(start_key, num_starts), partner
-    if anchors is not None:
-        return partners.draw_anchors(start_key, anchors, num_starts), partner
-    buffer = _filled(buffers, half.start_end)
-    return replay_buffer.sample(start_key, buffer, num_starts)[1], partner
-
-
-def _closed_form(half: HalfStep, inputs: Inputs, anchors: Anchors) -> Partner:
-    # The average is the slow copy of the potential that keeps the fixed point stable.
-    potentials = jax.vmap(half.potential, (None, 0))(
-        inputs.average["potential"], anchors.positions
-    )
-    return partners.semi_discrete(
-        anchors,
-        potentials,
-        half.law,
-        half.reference,
-        half.grid,
-        backward=half.trained.backward,
-    )
-
-
-def _anchors(half: HalfStep, key: Key, buffers: Buffers) -> Anchors:
-    if half.start.sample is not None:
-        return Anchors(half.start.sample(key, half.num_anchors), None)
-    particle_key, noise_key = jax.random.split(key)
-    # The proposal costs anchors times particles: a quarter as many hold its shape well.
-    num_particles = max(2, half.num_anchors // 4)
-    _, positions = replay_buffer.sample(
-        particle_key, _filled(buffers, half.start_end), num_particles
-    )
-    return partners.smoothed_anchors(
-        noise_key, positions, endpoints.log_density(half.start), half.num_anchors
-    )
-
-
-def _filled(buffers: Buffers, end: int) -> ReplayBuffer:
-    buffer = buffers[end]
-    if buffer is None:
-        raise ValueError(f"no particles for the {'source' if end == 0 else 'target'}")
-    return buffer
-
-
-def _refresh(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Buffers, dict[str, Array]]:
-    """Refreshes the particles of both ends, and says how many moves were accepted."""
-    buffers = inputs.buffers
-    acceptance = {name: jnp.full((), jnp.nan) for name in _ACCEPTANCE.values()}
-    for end, endpoint in ((half.start_end, half.start), (half.goal_end, half.goal)):
-        explorer, buffer = half.particles[end], buffers[end]
-        if explorer is not None and buffer is not None and endpoint.log_density is not None:
-            buffer, acceptance[_ACCEPTANCE[end]] = particles.refresh(
-                jax.random.fold_in(key, end % 2),
-                explorer,
-                buffer,
-                endpoint.log_density,
-                inputs.step,
-            )
-            buffers = _replace(buffers, end, buffer)
-    return buffers, acceptance
-
-
-def _replace(buffers: Buffers, end: int, buffer: ReplayBuffer) -> Buffers:
-    return (buffer, buffers[1]) if end == 0 else (buffers[0], buffer)

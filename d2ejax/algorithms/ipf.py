@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from d2ejax.algorithms import half_steps
+from d2ejax.algorithms import from_energy, from_samples, half_steps
 from d2ejax.algorithms.base import (
     Algorithm,
     Model,
@@ -23,7 +23,7 @@ from d2ejax.algorithms.base import (
     init_model,
     update_model,
 )
-from d2ejax.algorithms.half_steps import Buffers, HalfStep, Inputs
+from d2ejax.algorithms.half_steps import Buffers, HalfStep, Inputs, Objective
 from d2ejax.endpoints import base as endpoints
 from d2ejax.exploration import particles
 from d2ejax.typing import Array, Key, Params
@@ -215,6 +215,23 @@ def _restart(
     return state._replace(models=(renewed(BACKWARD), renewed(FORWARD)))
 
 
+def objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buffers]:
+    """Draws the data of one gradient step.
+
+    Args:
+        half: The half-step.
+        key: A typed key.
+        inputs: What it reads.
+
+    Returns:
+        The loss on that data as a function of the trained parameters, with its metrics; and
+        the buffers as drawing the data left them.
+    """
+    if half.loss in half_steps.FROM_SAMPLES:
+        return from_samples.objective(half, key, inputs), inputs.buffers
+    return from_energy.objective(half, key, inputs)
+
+
 def _train(
     direction: int,
     half: HalfStep,
@@ -234,8 +251,9 @@ def _train(
         opposite.average if use_ema_opposite else opposite.params,
         state.buffers,
         state.own_steps[direction],
+        state.own_steps[1 - direction],
     )
-    loss_fn, buffers = half_steps.objective(half, step_key, inputs)
+    loss_fn, buffers = objective(half, step_key, inputs)
     (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
     loss, metrics, gradients = device_mean((loss, metrics, gradients), axis_name)
     model, finite = update_model(model, gradients, loss, optimiser, decay=ema_decay)

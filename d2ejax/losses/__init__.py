@@ -1,5 +1,6 @@
 """Losses as pure functions of arrays already computed, or of callables and a path."""
 
+from d2ejax.losses.bridge_matching import bridge_matching_loss as bridge_matching_loss
 from d2ejax.losses.likelihood import trajectory_likelihood_loss as trajectory_likelihood_loss
 from d2ejax.losses.semi_discrete import anchor_log_weights as anchor_log_weights
 from d2ejax.losses.semi_discrete import effective_anchors as effective_anchors

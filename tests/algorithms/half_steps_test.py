@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from d2ejax import kernels, losses, rollouts
-from d2ejax.algorithms import half_steps
+from d2ejax import kernels, losses, references, rollouts
+from d2ejax.algorithms import ipf
 from d2ejax.exploration import behaviour, langevin
 from d2ejax.exploration.particles import Particles
 from tests import gaussian_case
@@ -39,7 +39,7 @@ def gradient_samples(half, opposite, buffers, *, count, batch_size):
     def run(params):
         def one(key):
             inputs = gaussian_case.inputs(params, opposite, buffers)
-            loss, _ = half_steps.objective(half, key, inputs)
+            loss, _ = ipf.objective(half, key, inputs)
             return jax.grad(loss, has_aux=True)(params)[0]
 
         keys = jax.random.split(jax.random.key(5), count)
@@ -62,6 +62,55 @@ def test_likelihood_is_stationary_at_the_bridge_reanchored_or_not(key, backward)
         assert np.abs(scores).max() < 4.0
         wrong = params | {"drift": gaussian_case.perturbed(params["drift"])}
         assert np.abs(gaussian_case.z_scores(run(wrong)["drift"])).max() > 10.0
+
+
+@DIRECTIONS
+def test_bridge_matching_is_stationary_at_the_bridge(key, backward):
+    case = gaussian_case.make(2)
+    params, opposite = exact_models(case, "bridge_matching", backward=backward)
+    buffers = gaussian_case.buffers(key, case)
+    half = gaussian_case.half_step(case, "bridge_matching", backward=backward, batch_size=64)
+    run = gradient_samples(half, opposite, buffers, count=128, batch_size=64)
+    assert np.abs(gaussian_case.z_scores(run(params)["drift"])).max() < 4.0
+    wrong = params | {"drift": gaussian_case.perturbed(params["drift"])}
+    assert np.abs(gaussian_case.z_scores(run(wrong)["drift"])).max() > 10.0
+
+
+@DIRECTIONS
+def test_independent_ends_are_coupled_in_the_first_half_step_alone(key, monkeypatch, backward):
+    case = gaussian_case.make(1)
+    params, opposite = exact_models(case, "bridge_matching", backward=backward)
+    buffers = gaussian_case.buffers(key, case)
+    half = gaussian_case.half_step(
+        case,
+        "bridge_matching",
+        backward=backward,
+        batch_size=4096,
+        first_coupling="independent",
+    )
+    seen = []
+    monkeypatch.setattr(
+        references,
+        "pinned_step",
+        lambda law, paths, *rest, **options: (
+            seen.append(paths),
+            (jnp.zeros((4096, gaussian_case.NUM_STEPS, 1)), jnp.ones(gaussian_case.NUM_STEPS)),
+        )[1],
+    )
+    for opposite_step in (0, 1):
+        given = gaussian_case.inputs(params, opposite, buffers, opposite_step=opposite_step)
+        ipf.objective(half, key, given)[0](params)
+    first, later = (np.asarray(paths[:, [0, -1], 0], np.float64) for paths in seen)
+    cov = np.asarray(case.bridge.plan.cov)
+    plan = cov[0, 1] / np.sqrt(cov[0, 0] * cov[1, 1])
+    tolerance = 4 / np.sqrt(4096)
+    # x_0 with x_T, not with itself, and either end by its own law.
+    assert abs(np.corrcoef(first.T)[0, 1]) < tolerance
+    assert abs(np.corrcoef(later.T)[0, 1] - plan) < tolerance
+    for ends in (first, later):
+        for end, endpoint in enumerate(case.ends):
+            mean, variance = endpoint.moments[0][0], endpoint.moments[1][0, 0]
+            assert abs(ends[:, end].mean() - mean) < tolerance * np.sqrt(variance)
 
 
 @DIRECTIONS
@@ -100,7 +149,7 @@ def evaluation(half):
 
     @gaussian_case.jit
     def run(inputs):
-        loss, buffers = half_steps.objective(half, jax.random.key(0), inputs)
+        loss, buffers = ipf.objective(half, jax.random.key(0), inputs)
         value, metrics = loss(inputs.params)
         return value, metrics, buffers
 
@@ -123,7 +172,7 @@ def test_hybrid_is_the_closed_form_with_enough_of_64_anchors_and_else_the_learne
 
         @gaussian_case.jit
         def run():
-            objective, _ = half_steps.objective(half, jax.random.key(1), given)
+            objective, _ = ipf.objective(half, jax.random.key(1), given)
             return jax.grad(objective, has_aux=True)(params)[0]
 
         return run()
@@ -241,7 +290,7 @@ def loss_at(start_of_training):
             inverse_temperature=lambda step: jnp.where(step < 5, *temperatures),
         )
         inputs = gaussian_case.inputs(model, model, buffers, step=step)
-        objective, _ = half_steps.objective(half, jax.random.key(0), inputs)
+        objective, _ = ipf.objective(half, jax.random.key(0), inputs)
         return objective(model)[0]
 
     def value(step=0, *, ratios=(0.5, 0.5), temperatures=(1.0, 1.0), scale=1.0):
@@ -341,7 +390,7 @@ def test_starts_of_an_unsampled_end_are_its_particles(start_of_training, backwar
     @gaussian_case.jit
     def gradient(model):
         inputs = gaussian_case.inputs(model, model, particles)
-        objective, _ = half_steps.objective(half, jax.random.key(0), inputs)
+        objective, _ = ipf.objective(half, jax.random.key(0), inputs)
         return jax.grad(objective, has_aux=True)(model)[0]["drift"]
 
     # The network is affine in x, so where all starts are 2.5 the gradient of the first step's
@@ -381,7 +430,7 @@ def test_semi_discrete_reads_the_average_of_the_potential(start_of_training):
     @gaussian_case.jit
     def drift_gradient(average, params):
         inputs = gaussian_case.inputs(model, model, buffers, average=average)
-        objective, _ = half_steps.objective(half, jax.random.key(0), inputs)
+        objective, _ = ipf.objective(half, jax.random.key(0), inputs)
         gradient, _ = jax.grad(objective, has_aux=True)(params)
         return gradient["drift"]["offset"]
 
@@ -415,7 +464,7 @@ def test_one_key_gives_one_result_under_jit_and_vmap(start_of_training):
     inputs = gaussian_case.inputs(model, model, buffers)
 
     def run(seed):
-        objective, after = half_steps.objective(half, jax.random.key(seed), inputs)
+        objective, after = ipf.objective(half, jax.random.key(seed), inputs)
         return objective(model)[0], after[1].positions
 
     compiled = gaussian_case.jit(run)

@@ -93,18 +93,18 @@ def wired(monkeypatch):
 @pytest.mark.parametrize(
     ("source", "target", "asked", "losses"),
     [
-        ("samples", "samples", {}, ("likelihood", "likelihood")),
-        ("samples", "energy", {}, ("likelihood", "semi_discrete")),
-        ("energy", "samples", {}, ("semi_discrete", "likelihood")),
+        ("samples", "samples", {}, ("bridge_matching", "bridge_matching")),
+        ("samples", "energy", {}, ("bridge_matching", "semi_discrete")),
+        ("energy", "samples", {}, ("semi_discrete", "bridge_matching")),
         ("energy", "energy", {}, ("log_variance", "semi_discrete")),
-        ("samples", "energy", {"forward": "log_variance"}, ("likelihood", "log_variance")),
+        ("samples", "energy", {"forward": "log_variance"}, ("bridge_matching", "log_variance")),
         (
             "samples",
             "energy",
             {"forward": "trajectory_balance"},
-            ("likelihood", "trajectory_balance"),
+            ("bridge_matching", "trajectory_balance"),
         ),
-        ("energy", "samples", {"backward": "log_variance"}, ("log_variance", "likelihood")),
+        ("energy", "samples", {"backward": "log_variance"}, ("log_variance", "bridge_matching")),
         ("energy", "energy", {"backward": "semi_discrete"}, ("semi_discrete", "log_variance")),
         ("energy", "energy", {"forward": "log_variance"}, ("log_variance", "log_variance")),
         (
@@ -135,9 +135,9 @@ def test_losses_follow_the_access_unless_told(wired, source, target, asked, loss
     # A semi-discrete half-step needs no opposite process: that one is fitted once, at the end.
     directions = [direction for direction, _, _ in plan.boundaries()]
     expected = {
-        ("likelihood", "semi_discrete"): [ipf.FORWARD, ipf.FORWARD, ipf.BACKWARD],
+        ("bridge_matching", "semi_discrete"): [ipf.FORWARD, ipf.FORWARD, ipf.BACKWARD],
         ("log_variance", "semi_discrete"): [ipf.FORWARD, ipf.FORWARD, ipf.BACKWARD],
-        ("semi_discrete", "likelihood"): [ipf.BACKWARD, ipf.BACKWARD, ipf.FORWARD],
+        ("semi_discrete", "bridge_matching"): [ipf.BACKWARD, ipf.BACKWARD, ipf.FORWARD],
         ("semi_discrete", "log_variance"): [ipf.BACKWARD, ipf.BACKWARD, ipf.FORWARD],
     }
     assert directions == expected.get(losses, [ipf.BACKWARD, ipf.FORWARD] * 2)
@@ -385,6 +385,7 @@ UNDER = {
     "reference.name": ({}, "ornstein_uhlenbeck"),
     # Both are the same for Brownian motion.
     "reference.discretisation": ({"reference.name": "ornstein_uhlenbeck"}, "euler"),
+    "ipf.first_coupling": ({"target.access": "samples"}, "independent"),
     "ipf.num_anchors": ({"target.access": "energy", "ipf.forward_loss": "semi_discrete"}, 8),
     "ipf.min_anchors": ({"target.access": "energy", "ipf.forward_loss": "hybrid"}, 8.0),
     "ipf.backward_loss": (

@@ -108,6 +108,14 @@ def test_missing_key():
         validation.validate(config)
 
 
+def test_bridge_matching_is_of_bridges_of_the_reference():
+    samples = {"source__access": "samples", "target__access": "samples"}
+    text = message(ipf__forward_loss="bridge_matching", ipf__reanchor="backward", **samples)
+    assert text.startswith("ipf.reanchor = 'backward': must be 'both'")
+    config = changed(ipf__reanchor="backward", **samples)
+    assert validation.resolve_losses(config) == ("bridge_matching", "likelihood")
+
+
 @pytest.mark.parametrize(
     ("source", "target", "forward", "backward", "refused"),
     [
@@ -116,6 +124,9 @@ def test_missing_key():
         ("energy", "samples", "auto", "auto", None),
         ("energy", "energy", "auto", "auto", None),
         ("samples", "energy", "trajectory_balance", "likelihood", None),
+        ("samples", "samples", "bridge_matching", "likelihood", None),
+        ("samples", "energy", "bridge_matching", "auto", "ipf.forward_loss"),
+        ("energy", "samples", "auto", "bridge_matching", "ipf.backward_loss"),
         ("samples", "energy", "semi_discrete", "auto", None),
         ("energy", "samples", "auto", "semi_discrete", None),
         ("energy", "energy", "hybrid", "auto", None),
@@ -149,9 +160,9 @@ def test_each_loss_needs_what_its_ends_offer(source, target, forward, backward, 
 
 def test_auto_follows_the_pinned_end():
     config = validation.validate(changed(source__access="samples", target__access="energy"))
-    assert validation.resolve_losses(config) == ("likelihood", "semi_discrete")
+    assert validation.resolve_losses(config) == ("bridge_matching", "semi_discrete")
     config = validation.validate(changed(source__access="energy", target__access="samples"))
-    assert validation.resolve_losses(config) == ("semi_discrete", "likelihood")
+    assert validation.resolve_losses(config) == ("semi_discrete", "bridge_matching")
 
 
 def test_paths_per_start_matters_to_losses_of_groups_only():

@@ -1,0 +1,200 @@
+"""Iterative proportional fitting, whatever the two ends offer."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from d2ejax import networks, parallel
+from d2ejax.algorithms import half_steps, ipf
+from d2ejax.algorithms.base import Algorithm
+from d2ejax.endpoints.base import Endpoint
+from d2ejax.exploration import langevin
+from d2ejax.exploration.particles import Particles
+from d2ejax.kernels import Process
+from d2ejax.typing import Array, Key, Params
+from experiments import wiring
+from experiments.validation import resolve_losses
+from experiments.wiring import Method, Room, Side
+
+
+def build(config: ConfigDict, room: Room) -> Method:
+    """Wires IPF.
+
+    Args:
+        config: A validated config.
+        room: What to join.
+
+    Raises:
+        ValueError: If the batch does not divide over the devices or the buffer is too small.
+    """
+    _check_batches(config)
+    backward, forward = (wiring.build_side(config, room, backward=b) for b in (True, False))
+    algorithm, plan = _algorithm(config, room, backward, forward)
+    return Method(
+        algorithm=algorithm,
+        total_steps=plan.total,
+        phase_of=_phases(plan),
+        forward=forward.process,
+        backward=backward.process,
+        forward_params=lambda state: state.models[ipf.FORWARD].average["drift"],
+        backward_params=lambda state: state.models[ipf.BACKWARD].average["drift"],
+    )
+
+
+def _algorithm(
+    config: ConfigDict, room: Room, backward: Side, forward: Side
+) -> tuple[Algorithm, ipf.Schedule]:
+    losses = resolve_losses(config)
+    settings = config.ipf
+    plan = ipf.schedule(
+        *losses,
+        iterations=settings.iterations,
+        backward_steps=settings.backward_steps,
+        forward_steps=settings.forward_steps,
+    )
+    init_potential, potential = networks.potential_network(
+        room.ends[0].dim,
+        width=config.network.width,
+        depth=config.network.depth,
+        layer_norm=config.network.layer_norm,
+    )
+    half_step = functools.partial(_half_step, config, room, potential)
+    sides, halves = (
+        (backward, forward),
+        (
+            half_step(losses[0], backward.process, forward.process),
+            half_step(losses[1], forward.process, backward.process),
+        ),
+    )
+
+    def init_params(key: Key) -> tuple[Params, Params]:
+        def model(key: Key, side: Side, loss: str) -> Params:
+            drift_key, potential_key = jax.random.split(key)
+            params = {"drift": side.init(drift_key)}
+            if loss in half_steps.WITH_POTENTIAL:
+                params["potential"] = init_potential(potential_key)
+            return params
+
+        first, second = map(model, jax.random.split(key), sides, losses)
+        return first, second
+
+    algorithm = ipf.ipf(
+        *halves,
+        plan,
+        init_params=init_params,
+        optimisers=(
+            wiring.build_optimiser(
+                config,
+                settings.backward_steps * settings.iterations,
+                ratio=config.optimiser.backward_ratio,
+            ),
+            wiring.build_optimiser(config, settings.forward_steps * settings.iterations),
+        ),
+        ema_decay=config.optimiser.ema_decay,
+        use_ema_opposite=settings.use_ema_opposite,
+        warm_start=settings.warm_start,
+        axis_name=parallel.AXIS,
+    )
+    return algorithm, plan
+
+
+def _half_step(
+    config: ConfigDict,
+    room: Room,
+    potential: Callable[[Params, Array], Array],
+    loss: half_steps.Loss,
+    trained: Process,
+    opposite: Process,
+) -> half_steps.HalfStep:
+    source, target = room.ends
+    exploring, settings = config.exploration, config.ipf
+    own_steps = settings.backward_steps if trained.backward else settings.forward_steps
+    anneal_steps = max(1, round(exploring.anneal_fraction * own_steps * settings.iterations))
+    batch_size = config.batch_size
+    if loss in half_steps.FROM_SAMPLES and settings.likelihood_batch_size:
+        batch_size = settings.likelihood_batch_size
+    return half_steps.HalfStep(
+        loss=loss,
+        trained=trained,
+        opposite=opposite,
+        reference=room.reference,
+        law=room.law,
+        grid=room.grid,
+        start=target if trained.backward else source,
+        goal=source if trained.backward else target,
+        potential=potential,
+        particles=(_particles(config, source), _particles(config, target)),
+        batch_size=batch_size // parallel.num_devices(),
+        num_paths=settings.paths_per_start,
+        num_anchors=settings.num_anchors,
+        min_anchors=settings.min_anchors,
+        reanchor=settings.reanchor in ("both", "backward" if trained.backward else "forward"),
+        first_coupling=settings.first_coupling,
+        off_policy_ratio=optax.linear_schedule(
+            exploring.off_policy_ratio, exploring.off_policy_ratio_end, anneal_steps
+        ),
+        reuse_path=exploring.reuse_path,
+        inverse_temperature=optax.linear_schedule(
+            exploring.inverse_temperature_start, 1.0, anneal_steps
+        ),
+        add_ends=exploring.add_ends,
+    )
+
+
+def _particles(config: ConfigDict, end: Endpoint) -> Particles | None:
+    """How an end is explored; None where training has its samples."""
+    if end.log_density is None:
+        return None
+    given = config.exploration
+    refresh = functools.partial(
+        langevin.refresh,
+        method=given.refresh_method,
+        step_size=given.refresh_step_size,
+        num_steps=given.refresh_steps,
+    )
+    return Particles(
+        size=given.buffer_size,
+        refresh=None if given.refresh_method == "none" else refresh,
+        refresh_every=given.refresh_every,
+        restart_fraction=given.restart_fraction,
+        restart=lambda key, n: given.restart_std * jax.random.normal(key, (n, end.dim)),
+        priority_power=given.priority_power,
+    )
+
+
+def _check_batches(config: ConfigDict) -> None:
+    """Raises ValueError where the batch cannot be shared out over the devices."""
+    devices, settings = parallel.num_devices(), config.ipf
+    has_energy = "energy" in (config.source.access, config.target.access)
+    paths = settings.paths_per_start if has_energy else 1
+    for name, size, whole in (
+        ("batch_size", config.batch_size, devices * paths),
+        ("ipf.likelihood_batch_size", settings.likelihood_batch_size, devices),
+    ):
+        if size % whole:
+            raise ValueError(
+                f"{name} = {size}: must be a multiple of {whole}: groups of {whole // devices} "
+                f"on each of {devices} devices (on a CPU, parallel.cpu_devices)"
+            )
+    groups, size = config.batch_size // (devices * paths), config.exploration.buffer_size
+    if has_energy and size < groups:
+        raise ValueError(
+            f"exploration.buffer_size = {size}: must be ≥ {groups}, the groups of paths that "
+            "each device adds in one gradient step"
+        )
+
+
+def _phases(plan: ipf.Schedule) -> Callable[[int], tuple[str, int]]:
+    boundaries = plan.boundaries()
+
+    def phase_of(step: int) -> tuple[str, int]:
+        for direction, iteration, end in boundaries:
+            if step < end:
+                name = "backward" if direction == ipf.BACKWARD else "forward"
+                return f"{name} {iteration + 1}", end
+        return "done", plan.total
+
+    return phase_of
