@@ -18,7 +18,7 @@ import jax
 import torch
 from ml_collections import ConfigDict
 
-from benchmarks import eager, runs, timing
+from benchmarks import eager, eager_ends, runs, timing
 from benchmarks.timing import Case
 from d2ejax import parallel
 from experiments import build, validation
@@ -66,10 +66,12 @@ def theirs(
             chain._replace(network=torch.compile(chain.network))
             for chain in (forward, backward)
         )
-    stds = config.source.options.std, config.target.options.std
-    step = eager.half_step(
-        forward, backward, config, dim=dim, stds=stds, loss=case.loss, at_once=at_once
+    start, goal = (
+        eager_ends.gaussian(end.options.std, dim).restrict(end.access)
+        for end in (config.source, config.target)
     )
+    half = eager.HalfStep(forward, backward, start, goal, config, at_once)
+    step = eager.half_step(half, case.loss)
 
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
