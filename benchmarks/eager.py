@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.eager_ends import End, Particles
 from d2ejax.kernels import Process
-from experiments import validation
+from experiments import relations
 
 # A configuration says by so large a norm that gradients are not clipped.
 _UNCLIPPED = 1e6
@@ -173,7 +173,7 @@ def ipf(
         at_once: Whether all steps of a path are scored in one call.
     """
     source, target = ends
-    losses, settings = validation.resolve_losses(config), config.ipf
+    losses, settings = relations.resolve_losses(config), config.ipf
     halves = (
         HalfStep(backward, forward, target, source, config, at_once),
         HalfStep(forward, backward, source, target, config, at_once),

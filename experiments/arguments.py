@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import validation, workdir
+from experiments import fields, validation, workdir
 from experiments.errors import InputError, one_line
 
 USAGE = """python -m experiments.run --config=FILE [--config.KEY=VALUE ...] [flags]
@@ -187,7 +187,7 @@ def _input_error(error: Exception, argv: list[str]) -> InputError:
         except InputError as unknown:
             return unknown
         if f"--config.{name}={value}:" in str(error):
-            rule = validation.FIELDS.get(name)
+            rule = fields.FIELDS.get(name)
             if rule:
                 return validation.refusal(name, value, rule.allowed)
     return InputError(one_line(error))
@@ -236,7 +236,7 @@ def _raised_in_file(error: BaseException | None, path: str) -> InputError | None
 
 def _refused_assignment(line: str, where: str) -> InputError | None:
     match = re.match(r"\w+\.([\w.]+)\s*=\s*([^#]*)", line)
-    rule = validation.FIELDS.get(match.group(1)) if match else None
+    rule = fields.FIELDS.get(match.group(1)) if match else None
     if not match or not rule:
         return None
     try:

@@ -16,7 +16,7 @@ from d2ejax.exploration.particles import Particles
 from d2ejax.kernels import Process
 from d2ejax.typing import Array, Key, Params
 from experiments import wiring
-from experiments.validation import resolve_losses
+from experiments.relations import resolve_losses
 from experiments.wiring import Method, Room, Side
 
 

@@ -15,7 +15,7 @@ import pytest
 from d2ejax import pairs, parallel, references
 from d2ejax.algorithms import ipf
 from d2ejax.endpoints import registry
-from experiments import build, validation
+from experiments import build, fields
 from experiments.errors import InputError
 from tests.experiments import small
 
@@ -104,7 +104,12 @@ def wired(monkeypatch):
             {"forward": "trajectory_balance"},
             ("bridge_matching", "trajectory_balance"),
         ),
-        ("energy", "samples", {"backward": "log_variance"}, ("log_variance", "bridge_matching")),
+        (
+            "energy",
+            "samples",
+            {"backward": "log_variance"},
+            ("log_variance", "bridge_matching"),
+        ),
         ("energy", "energy", {"backward": "semi_discrete"}, ("semi_discrete", "log_variance")),
         ("energy", "energy", {"forward": "log_variance"}, ("log_variance", "log_variance")),
         (
@@ -433,7 +438,7 @@ def energy_trace():
 
 def test_every_key_is_in_one_of_the_lists():
     listed = [*DATA, *ENERGY, *ELSEWHERE, *UNDER]
-    assert sorted(listed) == sorted(validation.FIELDS)
+    assert sorted(listed) == sorted(fields.FIELDS)
 
 
 @pytest.mark.parametrize("key", DATA)

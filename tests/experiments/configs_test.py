@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import build, validation
+from experiments import build, relations, validation
 from tests.experiments import small
 from tests.experiments.conftest import ROOT
 
@@ -68,7 +68,7 @@ def test_ends_and_access(name, source, target):
 
 def test_the_paper_has_its_own_settings_and_not_the_defaults():
     config = validation.validate(small.load("paper_gaussian_to_ring"))
-    assert validation.resolve_losses(config) == ("likelihood", "log_variance")
+    assert relations.resolve_losses(config) == ("likelihood", "log_variance")
     assert (config.grid.spacing, config.ipf.paths_per_start) == ("uniform", 2)
     assert config.ipf.reanchor == "none" and not config.exploration.reuse_path
     assert (config.optimiser.name, config.network.depth) == ("adamw", 3)

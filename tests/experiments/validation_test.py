@@ -5,7 +5,7 @@ import re
 import pytest
 
 from d2ejax.endpoints import registry
-from experiments import validation
+from experiments import fields, relations, validation
 from experiments.configs import base
 from experiments.errors import InputError
 
@@ -32,7 +32,7 @@ def message(**changes):
 
 def test_the_defaults_are_valid_and_every_key_has_a_rule():
     config = base.get_config()
-    assert {name for name, _ in validation.flatten(config)} == set(validation.FIELDS)
+    assert {name for name, _ in validation.flatten(config)} == set(fields.FIELDS)
     assert validation.validate(config).to_dict() == config.to_dict()
 
 
@@ -113,7 +113,7 @@ def test_bridge_matching_is_of_bridges_of_the_reference():
     text = message(ipf__forward_loss="bridge_matching", ipf__reanchor="backward", **samples)
     assert text.startswith("ipf.reanchor = 'backward': must be 'both'")
     config = changed(ipf__reanchor="backward", **samples)
-    assert validation.resolve_losses(config) == ("bridge_matching", "likelihood")
+    assert relations.resolve_losses(config) == ("bridge_matching", "likelihood")
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_each_loss_needs_what_its_ends_offer(source, target, forward, backward, 
 
 def test_auto_follows_the_pinned_end():
     config = validation.validate(changed(source__access="samples", target__access="energy"))
-    assert validation.resolve_losses(config) == ("bridge_matching", "semi_discrete")
+    assert relations.resolve_losses(config) == ("bridge_matching", "semi_discrete")
     config = validation.validate(changed(source__access="energy", target__access="samples"))
-    assert validation.resolve_losses(config) == ("semi_discrete", "bridge_matching")
+    assert relations.resolve_losses(config) == ("semi_discrete", "bridge_matching")
 
 
 def test_paths_per_start_matters_to_losses_of_groups_only():

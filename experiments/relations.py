@@ -1,0 +1,182 @@
+"""Conditions between the keys of a configuration."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments import fields
+
+if TYPE_CHECKING:  # At run time it would bring in jax, which refusing a config can do without.
+    from d2ejax.algorithms.half_steps import Loss
+
+
+class Relation(NamedTuple):
+    """A condition between keys.
+
+    Attributes:
+        field: The key that the message names.
+        holds: Whether a configuration whose keys each hold an allowed value meets it.
+        allowed: The end of the sentence "must be ..." for that configuration.
+    """
+
+    field: str
+    holds: Callable[[ConfigDict], bool]
+    allowed: Callable[[ConfigDict], str]
+
+
+def resolve_losses(config: ConfigDict) -> tuple["Loss", "Loss"]:
+    """The losses of the backward and of the forward half-step, "auto" resolved."""
+    from d2ejax.algorithms.half_steps import losses_by_access
+
+    backward, forward = losses_by_access(config.source.access, config.target.access)
+    given_backward, given_forward = config.ipf.backward_loss, config.ipf.forward_loss
+    if given_backward in fields.ANCHORED_LOSSES and forward == "semi_discrete":
+        forward = "log_variance"  # One of the two may have anchors, and it is given.
+    found = (
+        backward if given_backward == "auto" else given_backward,
+        forward if given_forward == "auto" else given_forward,
+    )
+    plain = [
+        "likelihood" if given == "auto" and loss == "bridge_matching" and not anew else loss
+        for given, loss, anew in zip(
+            (given_backward, given_forward), found, _reanchored(config), strict=True
+        )
+    ]
+    return plain[0], plain[1]
+
+
+def _reanchored(config: ConfigDict) -> tuple[bool, bool]:
+    """Whether the backward and the forward half-step rejoin their ends by the reference."""
+    given = config.ipf.reanchor
+    return given in ("both", "backward"), given in ("both", "forward")
+
+
+def _has_loss(config: ConfigDict, *losses: str) -> bool:
+    return any(loss in losses for loss in resolve_losses(config))
+
+
+def _loss_relation(field: str, pinned: str) -> Relation:
+    """What the loss of a half-step asks of the end that it pins."""
+    allowed = {
+        "samples": f"'auto' or one of {fields.SAMPLE_LOSSES}",
+        "energy": f"'auto' or one of {fields.ENERGY_LOSSES}",
+    }
+
+    def holds(config: ConfigDict) -> bool:
+        loss, access = config.ipf[field], config[pinned].access
+        return loss == "auto" or (loss in fields.ENERGY_LOSSES) == (access == "energy")
+
+    return Relation(
+        f"ipf.{field}",
+        holds,
+        lambda c: f"{allowed[c[pinned].access]} with {pinned}.access = {c[pinned].access!r}",
+    )
+
+
+def _fewest_steps(config: ConfigDict) -> int:
+    return config.ipf.iterations * min(config.ipf.forward_steps, config.ipf.backward_steps)
+
+
+def _relations_of_end(end: str) -> tuple[Relation, ...]:
+    """An end is one of the pair exactly if there is a pair, and has then no options itself."""
+    return (
+        Relation(
+            f"{end}.name",
+            lambda c: (c[end].name == "pair") == (c.pair.name != "none"),
+            lambda c: (
+                "the name of an endpoint with pair.name = 'none'"
+                if c.pair.name == "none"
+                else f"'pair' with pair.name = {c.pair.name!r}"
+            ),
+        ),
+        Relation(
+            f"{end}.options",
+            lambda c: c.pair.name == "none" or not c[end].options,
+            lambda c: f"empty with {end}.name = 'pair': see pair.options",
+        ),
+    )
+
+
+RELATIONS_OF_ENDS: tuple[Relation, ...] = (
+    *_relations_of_end("source"),
+    *_relations_of_end("target"),
+    Relation(
+        "pair.options",
+        lambda c: c.pair.name != "none" or not c.pair.options,
+        lambda c: "empty with pair.name = 'none'",
+    ),
+)
+
+RELATIONS: tuple[Relation, ...] = (
+    _loss_relation("forward_loss", pinned="target"),
+    _loss_relation("backward_loss", pinned="source"),
+    Relation(
+        "ipf.reanchor",
+        lambda c: all(
+            loss != "bridge_matching" or anew
+            for loss, anew in zip(resolve_losses(c), _reanchored(c), strict=True)
+        ),
+        lambda c: (
+            "'both', or the half-step of the loss 'bridge_matching', which fits bridges of the "
+            "reference"
+        ),
+    ),
+    Relation(
+        "ipf.backward_loss",
+        lambda c: not all(loss in fields.ANCHORED_LOSSES for loss in resolve_losses(c)),
+        lambda c: f"another loss: one of the two may be one of {fields.ANCHORED_LOSSES}",
+    ),
+    Relation(
+        "ipf.paths_per_start",
+        lambda c: c.ipf.paths_per_start >= 2 or not _has_loss(c, *fields.VARIANCE_LOSSES),
+        lambda c: (
+            f"an integer ≥ 2 with the losses {', '.join(fields.VARIANCE_LOSSES)}: a variance "
+            "over those paths"
+        ),
+    ),
+    Relation(
+        "exploration.reuse_path",
+        lambda c: (
+            not c.exploration.reuse_path
+            or c.ipf.paths_per_start >= 2
+            or not _has_loss(c, *fields.ENERGY_LOSSES)
+        ),
+        lambda c: "false with ipf.paths_per_start = 1: the reused path would be the only one",
+    ),
+    Relation(
+        "batch_size",
+        lambda c: (
+            not _has_loss(c, *fields.ENERGY_LOSSES) or c.batch_size % c.ipf.paths_per_start == 0
+        ),
+        lambda c: f"a multiple of ipf.paths_per_start = {c.ipf.paths_per_start}",
+    ),
+    Relation(
+        "network.steps_at_once",
+        lambda c: (
+            not c.network.steps_at_once or c.grid.num_steps % c.network.steps_at_once == 0
+        ),
+        lambda c: f"0 or a divisor of grid.num_steps = {c.grid.num_steps}",
+    ),
+    Relation(
+        "reference.sigma_max",
+        lambda c: (
+            c.reference.name != "variance_exploding"
+            or c.reference.sigma_max > c.reference.sigma_min
+        ),
+        lambda c: f"a number > reference.sigma_min = {c.reference.sigma_min:g}",
+    ),
+    Relation(
+        "reference.beta_max",
+        lambda c: (
+            c.reference.name != "variance_preserving"
+            or c.reference.beta_max >= c.reference.beta_min
+        ),
+        lambda c: f"a number ≥ reference.beta_min = {c.reference.beta_min:g}",
+    ),
+    Relation(
+        "optimiser.warmup_steps",
+        lambda c: c.optimiser.warmup_steps < _fewest_steps(c),
+        lambda c: f"fewer than the {_fewest_steps(c)} gradient steps of one process",
+    ),
+)
