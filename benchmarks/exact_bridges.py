@@ -11,9 +11,9 @@ pair, dimension, ε and budget through the runner, one after the other, and leav
 
 Cells that have a record of the same configuration are not repeated, so that the same command
 goes on where it was stopped and a new method costs its own cells alone: it joins by one line of
-`METHODS`. Budgets are equal numbers of gradient steps, or equal seconds of training on this
-machine, compilation left out; the second kind is cut to measure from the rate that the first
-one had, for the same seed and the --steps of the same command.
+`benchmarks.bridge_methods`. Budgets are equal numbers of gradient steps, or equal seconds of
+training on this machine, compilation left out; the second kind is cut to measure from the rate
+of a short run of the same method and dimension, which nothing else should disturb.
 """
 
 import argparse
@@ -21,43 +21,19 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from benchmarks import runs
+from benchmarks.bridge_methods import METHODS
 from benchmarks.runs import Cell, Record
 from d2ejax import plotting
 
 _CONFIG = "experiments/configs/mixtures.py"
-_ITERATIONS = 5
+_PILOT_STEPS = 300
+"""Gradient steps of a run that tells how many a method takes in a second."""
 
-
-class Method(NamedTuple):
-    """One line of the table.
-
-    Attributes:
-        source: What it sees of the source, "samples" or "energy".
-        target: What it sees of the target.
-        overrides: Values of dotted keys of the configuration.
-        forward_share: The share of gradient steps that the forward process gets.
-    """
-
-    source: str
-    target: str
-    overrides: dict[str, Any]
-    forward_share: float = 2 / 3
-
-
-METHODS = {
-    "ipf D2D": Method("samples", "samples", {}, forward_share=1 / 2),
-    "ipf D2E": Method("samples", "energy", {}),
-    "ipf D2E hybrid": Method("samples", "energy", {"ipf.forward_loss": "hybrid"}),
-    "ipf D2E log-variance": Method("samples", "energy", {"ipf.forward_loss": "log_variance"}),
-    "ipf E2D": Method("energy", "samples", {}, forward_share=1 / 3),
-    "ipf E2E": Method("energy", "energy", {}),
-}
-"""The defaults of the library, but for what stands here."""
 
 PAIRS = {"mixtures": ("samples", "energy"), "gaussian_plan": ("samples",)}
 """Pairs of `d2ejax.pairs`, with what their targets offer."""
@@ -116,7 +92,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def cells(args: argparse.Namespace) -> Iterator[Record]:
-    """Every cell asked for; of one method, the steps come before the seconds."""
+    """Every cell asked for."""
     product = itertools.product(
         args.pairs, args.dims, args.epsilons, args.methods, args.seeds, BUDGETS
     )
@@ -138,7 +114,6 @@ def overrides(cell: Record, steps: float) -> dict[str, Any]:
     method, dim = METHODS[cell["method"]], cell["dim"]
     # At a small ε, components this narrow keep the two ends apart; see `mixture_pair`.
     std = min(0.5, round(0.63 * cell["epsilon"] ** 0.5, 3))
-    share = method.forward_share
     return {
         "seed": cell["seed"],
         "pair.name": cell["pair"],
@@ -153,9 +128,7 @@ def overrides(cell: Record, steps: float) -> dict[str, Any]:
         # norm of the ends, whatever the dimension.
         "exploration.refresh_step_size": round(0.2 * std**2 * (2 / dim) ** (1 / 3), 5),
         "exploration.restart_std": round(3.0 * (2 / dim) ** 0.5, 4),
-        "ipf.iterations": _ITERATIONS,
-        "ipf.forward_steps": max(1, round(steps * share / _ITERATIONS)),
-        "ipf.backward_steps": max(1, round(steps * (1 - share) / _ITERATIONS)),
+        **method.spend(steps),
         "evaluate.num_samples": 1000,
         "evaluate.num_paths": 4000,
         "evaluate.plots": False,
@@ -168,45 +141,38 @@ def configure(fields: Record) -> ConfigDict:
     return runs.checked(_CONFIG, overrides(fields, fields["amount"]))
 
 
-def measure(folder: Path, twin_steps: float, cell: Cell) -> Record:
+def measure(folder: Path, cell: Cell) -> Record:
     """Trains one cell; what it found, or why it failed.
 
     Args:
         folder: Where all goes.
-        twin_steps: The budget of steps whose rate a budget of seconds is cut from.
         cell: What to train.
     """
     steps = cell.fields["amount"]
     try:
         if cell.fields["budget"] == "seconds":
-            steps *= _rate(folder, twin_steps, cell.fields)
+            steps *= _rate(folder, cell.fields)
         parts = (*cell.fields.values(), round(steps), cell.config_hash)
-        return runs.train(
-            _CONFIG,
-            overrides(cell.fields, steps),
-            folder / "runs" / "_".join(str(part) for part in parts).replace(" ", "-"),
-            cache=folder / "compiled",
-        )
+        return _train(folder, "_".join(map(str, parts)), overrides(cell.fields, steps))
     except runs.RunFailed as error:
         return {"failed": str(error)}
 
 
-def _rate(folder: Path, twin_steps: float, fields: Record) -> float:
-    """Gradient steps per second of the same training on the budget of steps.
+def _rate(folder: Path, fields: Record) -> float:
+    """Gradient steps per second of a method in a dimension, whatever the pair and ε.
 
     Raises:
-        RunFailed: If that one has not been run, or not to its end.
+        RunFailed: If the run that it is measured by fails.
     """
-    twin = {**fields, "budget": "steps", "amount": float(twin_steps)}
-    record = runs.find(runs.read_records(folder / runs.RECORDS), twin)
-    if record is None:
-        raise runs.RunFailed(f"no rate: {twin_steps:g} steps must be run first")
-    current = runs.config_hash(configure(twin))
-    if record.get("config_hash", current) != current:
-        raise runs.RunFailed(f"no rate: {twin_steps:g} steps were run with other defaults")
-    if not record.get("steps_per_second"):
-        raise runs.RunFailed(f"no rate: {twin_steps:g} steps have failed")
-    return record["steps_per_second"]
+    pilot = {**fields, "pair": "mixtures", "epsilon": 1.0, "seed": 0}
+    settings = overrides(pilot, _PILOT_STEPS) | {"evaluate.num_paths": 2}
+    name = f"rate_{fields['dim']}_{fields['method']}_{runs.config_hash(configure(pilot))}"
+    return _train(folder, name, settings)["steps_per_second"]
+
+
+def _train(folder: Path, name: str, settings: dict[str, Any]) -> Record:
+    directory = folder / "runs" / name.replace(" ", "-")
+    return runs.train(_CONFIG, settings, directory, cache=folder / "compiled")
 
 
 def table(records: Sequence[Record]) -> str:
@@ -350,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         cells(args),
         configure,
-        functools.partial(measure, args.folder, args.steps),
+        functools.partial(measure, args.folder),
         lambda: write(args.folder),
     )
 

@@ -95,9 +95,9 @@ def test_cells_are_trained_once_and_seconds_follow_the_rate(trained, tmp_path, c
         o["ipf.iterations"] * (o["ipf.forward_steps"] + o["ipf.backward_steps"])
         for o, _ in trained
     ]
-    # 30 seconds at 50 steps a second.
-    assert [round(n, -1) for n in steps] == [1000] * 4 + [1500] * 2
-    assert len({name for _, name in trained}) == 6
+    # A pilot per dimension, then 30 seconds at 50 steps a second.
+    assert [round(n, -1) for n in steps] == [1000] * 4 + [300, 1500] * 2
+    assert len({name for _, name in trained}) == 8
     text = (tmp_path / "results.md").read_text()
     assert capsys.readouterr().out.endswith(text)
     _, timed = text.split("## mixtures, 30 seconds")
@@ -135,42 +135,33 @@ def test_seeds_are_one_line_and_a_call_keeps_what_others_recorded(trained, tmp_p
     assert line_of(mixtures, "2")[9] == "6 of 12"
 
 
-def test_a_failed_cell_is_a_line_and_a_hole_and_its_twin_has_no_rate(trained, tmp_path, capsys):
+def test_a_failed_cell_is_a_line_and_a_hole(trained, tmp_path, capsys):
     flags = [f"--folder={tmp_path}", "--quick", "--methods=ipf D2E", "--dims=2,3"]
     exact_bridges.main([*flags, "--budgets=steps,seconds"])
     text = capsys.readouterr().out
     records = runs.read_records(tmp_path / "results.jsonl")
-    assert [r.get("failed") for r in records] == [
-        None,
-        None,
-        "error: diverged",
-        "no rate: 900 steps have failed",
-    ]
-    steps, seconds = text.split("## mixtures, 30 seconds")
-    assert "| 0, 1 failed | failed: error: diverged |" in steps
-    assert "| 0, 1 failed | failed: no rate: 900 steps have failed |" in seconds
+    assert [r.get("failed") for r in records] == [None, None, *["error: diverged"] * 2]
+    for section in text.split("## mixtures, 30 seconds"):
+        assert "| 0, 1 failed | failed: error: diverged |" in section
     panels = exact_bridges.panels([r for r in records if r["budget"] == "steps"])
     assert panels[0].lines["ipf D2E"] == ([2.0], [0.3])
-    assert len(trained) == 3
+    # The rate fails as the run itself.
+    assert len(trained) == 5
     # Nothing is tried twice unless asked for.
     exact_bridges.main(flags)
-    assert len(trained) == 3
+    assert len(trained) == 5
     exact_bridges.main([*flags, "--retry-failed"])
-    assert len(trained) == 4
+    assert len(trained) == 6
 
 
-def test_a_rate_is_that_of_the_same_seed_and_steps(trained, tmp_path):
-    flags = [f"--folder={tmp_path}", "--quick", "--methods=ipf D2D", "--dims=2"]
-    exact_bridges.main(flags)
-
-    def last():
-        return runs.read_records(tmp_path / "results.jsonl")[-1].get("failed")
-
-    for other, missing in (("--seeds=1", 900), ("--steps=800", 800)):
-        exact_bridges.main([*flags, "--budgets=seconds", other])
-        assert last() == f"no rate: {missing} steps must be run first"
-        exact_bridges.main([*flags, "--budgets=steps,seconds", "--retry-failed", other])
-        assert last() is None
+def test_a_rate_is_of_the_method_and_the_dimension(trained, tmp_path):
+    flags = [f"--folder={tmp_path}", "--methods=ipf D2D", "--budgets=seconds", "--dims=2,4"]
+    exact_bridges.main([*flags, "--epsilons=0.1,10"])
+    pilots = {name: o for o, name in trained if name.startswith("rate_")}
+    # The runner does not repeat a run of the same name that is finished.
+    assert sorted(name[:15] for name in pilots) == ["rate_2_ipf-D2D_", "rate_4_ipf-D2D_"]
+    assert {o["pair.options.dim"] for o in pilots.values()} == {2, 4}
+    assert {o["reference.sigma"] for o in pilots.values()} == {1.0}
 
 
 def test_an_interrupted_call_leaves_its_table(monkeypatch, trained, tmp_path):

@@ -1,0 +1,51 @@
+"""The methods that `benchmarks.exact_bridges` compares; a new one joins by one line."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+_ITERATIONS = 5
+
+
+class Method(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        source: What it sees of the source, "samples" or "energy".
+        target: What it sees of the target.
+        overrides: Values of dotted keys of the configuration.
+        spend: Maps a number of gradient steps to the values of keys that spend them.
+    """
+
+    source: str
+    target: str
+    overrides: dict[str, Any]
+    spend: Callable[[float], dict[str, Any]]
+
+
+def _ipf(forward_share: float) -> Callable[[float], dict[str, Any]]:
+    """Gradient steps shared out over the half-steps of IPF."""
+
+    def spend(steps: float) -> dict[str, Any]:
+        return {
+            "ipf.iterations": _ITERATIONS,
+            "ipf.forward_steps": max(1, round(steps * forward_share / _ITERATIONS)),
+            "ipf.backward_steps": max(1, round(steps * (1 - forward_share) / _ITERATIONS)),
+        }
+
+    return spend
+
+
+# A likelihood is as hard to learn in either direction; an energy asks for more than that.
+_EVEN, _FORWARD, _BACKWARD = _ipf(1 / 2), _ipf(2 / 3), _ipf(1 / 3)
+
+METHODS = {
+    "ipf D2D": Method("samples", "samples", {}, _EVEN),
+    "ipf D2E": Method("samples", "energy", {}, _FORWARD),
+    "ipf D2E hybrid": Method("samples", "energy", {"ipf.forward_loss": "hybrid"}, _FORWARD),
+    "ipf D2E log-variance": Method(
+        "samples", "energy", {"ipf.forward_loss": "log_variance"}, _FORWARD
+    ),
+    "ipf E2D": Method("energy", "samples", {}, _BACKWARD),
+    "ipf E2E": Method("energy", "energy", {}, _FORWARD),
+}
+"""The defaults of the library, but for what stands here."""
