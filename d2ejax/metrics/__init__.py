@@ -17,6 +17,7 @@ from d2ejax.metrics.evidence import log_weights as log_weights
 from d2ejax.metrics.evidence import log_z_importance as log_z_importance
 from d2ejax.metrics.evidence import log_z_lower as log_z_lower
 from d2ejax.metrics.evidence import log_z_upper as log_z_upper
+from d2ejax.metrics.gaussian import fitted_kl as fitted_kl
 from d2ejax.metrics.gaussian import moment_error as moment_error
 from d2ejax.metrics.modes import mode_coverage as mode_coverage
 from d2ejax.metrics.modes import mode_weights as mode_weights

@@ -41,3 +41,35 @@ def test_shapes_that_do_not_fit_are_refused():
         metrics.moment_error(_draws(10)[:, 0], MEAN, COVARIANCE)
     with pytest.raises(ValueError, match="covariance"):
         metrics.moment_error(_draws(10), MEAN, COVARIANCE[:1])
+
+
+def test_the_fitted_kl_of_samples_of_the_gaussian_is_zero_on_average():
+    rng, dim, n = np.random.default_rng(0), 10, 1000
+    mean, covariance = np.arange(dim) * 0.1, 0.5 * np.eye(dim) + 0.2
+    estimates = [
+        metrics.fitted_kl(rng.multivariate_normal(mean, covariance, n), mean, covariance)
+        for _ in range(100)
+    ]
+    values = np.array([estimate.value for estimate in estimates])
+    # Ten standard deviations without the correction.
+    assert abs(values.mean()) < 4 * values.std() / 10 + 0.002
+    assert abs(values.std() / estimates[0].standard_error - 1) < 4 / np.sqrt(2 * 100)
+
+
+@pytest.mark.parametrize("what", ["mean", "covariance"])
+def test_the_fitted_kl_of_another_gaussian(what):
+    points = _draws(200_000)
+    if what == "mean":
+        shift = np.array([0.1, -0.2])
+        expected = 0.5 * shift @ np.linalg.solve(COVARIANCE, shift)
+        found = metrics.fitted_kl(points, MEAN + shift, COVARIANCE)
+    else:
+        # KL(N(0, S) ‖ N(0, 2 S)) = ½ d (1/2 - 1 + log 2).
+        expected = 0.5 - 1 + np.log(2)
+        found = metrics.fitted_kl(points, MEAN, 2 * COVARIANCE)
+    np.testing.assert_allclose(found.value, expected, rtol=0.02)
+
+
+def test_the_fitted_kl_needs_more_points_than_dimensions():
+    with pytest.raises(ValueError, match=r"shape \(2, 2\): must be more points"):
+        metrics.fitted_kl(_draws(2), MEAN, COVARIANCE)
