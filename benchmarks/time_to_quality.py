@@ -157,7 +157,7 @@ def ours(args: argparse.Namespace, clock: Clock) -> Record:
 
     counts: collections.Counter[str] = collections.Counter()
     jax.monitoring.register_event_listener(lambda event, **_: counts.update([event]))
-    experiment, trainer = runner._build(parsed)
+    experiment, trainer = runner.build_trainer(parsed)
     begun = loop.start(trainer, jax.random.key(args.seed), None)
     # Before the first evaluation, which compiles programs of its own.
     cache = {name: counts[_CACHE_EVENTS + name] for name in ("hits", "misses")}

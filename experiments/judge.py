@@ -17,6 +17,7 @@ from d2ejax.exact.gaussian import GaussianBridge, gaussian_bridge
 from d2ejax.exact.grid import grid_bridge
 from d2ejax.metrics import Estimate
 from d2ejax.typing import Array, Key
+from experiments import memory
 from experiments.build import Experiment
 from experiments.errors import one_line
 
@@ -74,6 +75,8 @@ class Judge:
 
     def probe(self, state: Any) -> dict[str, float]:
         """Path KL and bridge gap of a training state, from one chunk of paths."""
+        # Paths take room beside the training program, not beside what it left behind as well.
+        memory.trim()
         paths = self.forward(parallel.unreplicate(state), jax.random.key(0), CHUNK)
         found = bridge_metrics(paths, self.bridge)
         return {name: float(e.value) for name, e in found.items() if e is not None}

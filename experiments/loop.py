@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from experiments import checkpoints, workdir
+from experiments import checkpoints, memory, workdir
 from experiments.errors import NonFiniteError
 from experiments.progress import Progress
 
@@ -122,6 +122,7 @@ def start(trainer: Trainer, key: jax.Array, saved: checkpoints.Saved | None) -> 
         times = Times(**saved.metadata["times"])
     # No steps: compiles, and leaves the rate that is shown later to the steps alone.
     state, _ = jax.block_until_ready(trainer.run(state, 0))
+    memory.trim()
     seconds = time.perf_counter() - begun
     return Result(state, step, times._replace(compile=times.compile + seconds))
 

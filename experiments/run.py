@@ -52,7 +52,7 @@ def _train(args: Arguments, process_start: float) -> None:
 
     saved_in = args.workdir / workdir.CHECKPOINTS
     saved = checkpoints.read(saved_in) if workdir.latest_step(saved_in) is not None else None
-    experiment, trainer = _build(args)
+    experiment, trainer = build_trainer(args)
     judge = Judge(experiment)
     workdir.create(args.workdir, args.config)
     settings = args.config.loop
@@ -98,7 +98,7 @@ def _sample(args: Arguments, process_start: float) -> None:
     print(f"{args.num_samples} paths after {result.step} gradient steps: {args.output}")
 
 
-def _build(args: Arguments) -> tuple[Any, Any]:
+def build_trainer(args: Arguments) -> tuple[Any, Any]:
     """The experiment of a configuration and its trainer; nothing is compiled yet."""
     from d2ejax import parallel
     from experiments import build
@@ -135,7 +135,7 @@ def _restore(args: Arguments) -> tuple[Any, Any]:
     from experiments import checkpoints, loop
 
     saved = checkpoints.read(args.workdir / workdir.CHECKPOINTS)
-    experiment, trainer = _build(args)
+    experiment, trainer = build_trainer(args)
     # Whatever the devices that trained it: one of them is judged.
     here = checkpoints.of_first_device(saved, trainer.num_devices)
     state = checkpoints.place(here, trainer.init(jax.random.key(args.config.seed)))
@@ -145,10 +145,12 @@ def _restore(args: Arguments) -> tuple[Any, Any]:
 def _report(args: Arguments, judge: Any, result: Any, process_start: float) -> None:
     """Evaluates, writes summary.json last, and prints the table."""
     from d2ejax import parallel
-    from experiments import report, summary
+    from experiments import memory, report, summary
 
     print("evaluating", flush=True)
     state = parallel.unreplicate(result.state)
+    # The training program alone holds 300 MB.
+    memory.release()
     metrics = report.evaluate(args.config, judge, state, args.workdir)
     wall = result.times.wall + time.perf_counter() - process_start
     written = summary.write(

@@ -19,7 +19,9 @@ HostIndices = NDArray[np.int64]
 HostLogDensity = Callable[[HostArray], HostArray]
 """Maps points (n, dim) in float64 to log-densities (n,), up to a constant."""
 
-_CHUNK = 8192
+_CHUNK = 4096
+# Of another size, the same seed would draw other cells.
+_DRAWN_AT_ONCE = 8192
 _HERMITE_POINTS = 8
 # Every query of the Gauss-Hermite rule asks for the density at 64 points in 2-D.
 _HERMITE_CHUNK = 1024
@@ -130,9 +132,13 @@ def _factors(
     """Kernel values per axis, each row divided by its maximum, and the log of the divisor."""
     factors, log_scale = [], np.zeros(len(centres))
     for axis, positions in enumerate(nodes):
-        exponent = -((centres[:, axis : axis + 1] - positions) ** 2) / (2 * variance)
+        # In place: these arrays are the largest there are here.
+        exponent = centres[:, axis : axis + 1] - positions
+        np.square(exponent, out=exponent)
+        exponent /= -2 * variance
         row_max = exponent.max(axis=1)
-        factors.append(np.exp(exponent - row_max[:, None]))
+        exponent -= row_max[:, None]
+        factors.append(np.exp(exponent, out=exponent))
         log_scale += row_max
     if len(nodes) == 1:
         factors.append(np.ones((len(centres), 1)))
@@ -297,8 +303,8 @@ def sample_conditional_cells(
         Cell indices (n, dim) and log(weight(y) exp(-|y - centre|² / (2 variance))) there (n,).
     """
     indices = np.zeros(centres.shape, dtype=np.int64)
-    for start in range(0, len(centres), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    for start in range(0, len(centres), _DRAWN_AT_ONCE):
+        rows = slice(start, start + _DRAWN_AT_ONCE)
         (first, second), _ = _factors(centres[rows], weights.nodes, variance)
         indices[rows, 0] = sample_rows(rng, first * (second @ weights.table.T))
         if centres.shape[1] == 2:

@@ -114,10 +114,12 @@ def mmd_squared(x: ArrayLike, y: ArrayLike) -> float:
         raise ValueError("y: the median distance between two of its points must be > 0")
 
     def kernel_mean(squares: np.ndarray) -> float:
-        return float(np.mean(np.exp(-squares / (2.0 * bandwidth**2))))
+        # In place: a copy of all pairs would be the largest array of an evaluation.
+        squares /= -2.0 * bandwidth**2
+        return float(np.mean(np.exp(squares, out=squares)))
 
-    across = kernel_mean(cdist(x, y, "sqeuclidean"))
-    return kernel_mean(pdist(x, "sqeuclidean")) + kernel_mean(within_y) - 2.0 * across
+    within = kernel_mean(within_y) + kernel_mean(pdist(x, "sqeuclidean"))
+    return within - 2.0 * kernel_mean(cdist(x, y, "sqeuclidean"))
 
 
 def energy_distance(energies: ArrayLike, true_energies: ArrayLike) -> float:

@@ -1,5 +1,6 @@
 """A short film of the transport, as a GIF."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,12 @@ def animation(
     figure = style.new_figure(4.6, 4.85)
     axes = figure.subplots()
     _backdrop(axes, times, paths, everything)
-    images = _render(axes, clock, tracks)
-    frames = _quantize(images)
+    frames = _quantize(_render(axes, clock, tracks))
     durations = [HOLD_MS[0]] + [FRAME_MS] * (FRAMES - 2) + [HOLD_MS[1]]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames[0].save(
-        path, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+    next(frames).save(
+        path, format="GIF", save_all=True, append_images=frames, duration=durations, loop=0
     )
     return path
 
@@ -84,7 +84,7 @@ def _palette() -> Pixels:
     return np.round(255 * np.concatenate([greys, tints])).astype(np.uint8)
 
 
-def _quantize(images: list[Pixels]) -> list[Image.Image]:
+def _quantize(images: Iterable[Pixels]) -> Iterator[Image.Image]:
     """Maps frames to the common palette, without dithering: little changes between them.
 
     Pillow's own mapping is off by a few levels, which makes a white ground grey.
@@ -94,13 +94,11 @@ def _quantize(images: list[Pixels]) -> list[Image.Image]:
     cube = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1).reshape(-1, 3)
     _, nearest = KDTree(palette).query(cube)
     table = nearest.astype(np.uint8)
-    frames = []
     for image in images:
         red, green, blue = (image >> 3).astype(np.int32).transpose(2, 0, 1)
         frame = Image.fromarray(table[(red << 10) + (green << 5) + blue])
         frame.putpalette(palette.tobytes())
-        frames.append(frame)
-    return frames
+        yield frame
 
 
 def _backdrop(axes: Axes, times: Floats, paths: Floats, everything: Floats) -> None:
@@ -116,7 +114,7 @@ def _backdrop(axes: Axes, times: Floats, paths: Floats, everything: Floats) -> N
         style.space_axes(axes, style.window(paths), paths.shape[-1])
 
 
-def _render(axes: Axes, clock: Floats, tracks: Floats) -> list[Pixels]:
+def _render(axes: Axes, clock: Floats, tracks: Floats) -> Iterator[Pixels]:
     """Renders each frame over one stored background, which is what makes it quick."""
     figure = axes.figure
     canvas = figure.canvas
@@ -140,7 +138,6 @@ def _render(axes: Axes, clock: Floats, tracks: Floats) -> list[Pixels]:
     canvas.draw()
     background = canvas.copy_from_bbox(figure.bbox)  # type: ignore[attr-defined]
     decimals = max(2 - int(np.floor(np.log10(clock[-1] - clock[0]))), 0)
-    images = []
     for frame, t in enumerate(clock):
         canvas.restore_region(background)  # type: ignore[attr-defined]
         color = style.time_color(clock, t)
@@ -153,5 +150,4 @@ def _render(axes: Axes, clock: Floats, tracks: Floats) -> list[Pixels]:
         label.set_text(f"particles at t = {t:.{decimals}f}")
         for artist in (trails, dots, label):
             axes.draw_artist(artist)
-        images.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    return images
+        yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
