@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d2ejax import kernels, metrics, parallel, references, rollouts
+from d2ejax import flows, kernels, metrics, parallel, references, rollouts
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.exact.base import ExactBridge, HostArray
@@ -62,6 +62,7 @@ class Judge:
         self._log_ratios = jax.jit(functools.partial(_log_ratios, experiment))
         self._drifts = jax.jit(functools.partial(_drifts, experiment))
         self._continue = jax.jit(functools.partial(_continue, experiment))
+        self._follow = jax.jit(functools.partial(_follow, experiment))
 
     @functools.cached_property
     def bridge(self) -> ExactBridge | None:
@@ -77,6 +78,8 @@ class Judge:
         """Path KL and bridge gap of a training state, from one chunk of paths."""
         # Paths take room beside the training program, not beside what it left behind as well.
         memory.trim()
+        if not self.experiment.has_noise:
+            return {}
         paths = self.forward(parallel.unreplicate(state), jax.random.key(0), CHUNK)
         found = bridge_metrics(paths, self.bridge)
         return {name: float(e.value) for name, e in found.items() if e is not None}
@@ -101,6 +104,10 @@ class Judge:
         """Runs the forward process from each of `(n, dim)` starts to its end."""
         keys = iter(jax.random.split(key, -(-len(starts) // CHUNK)))
         return _in_pieces(lambda piece: self._continue(state, next(keys), piece), starts, CHUNK)
+
+    def flow_ends(self, state: Any, starts: HostArray) -> HostArray:
+        """Runs the probability flow from each of `(n, dim)` starts to its end."""
+        return _in_pieces(lambda piece: self._follow(state, piece), starts, CHUNK)
 
 
 def _simulate(experiment: Experiment, state: Any, key: Key, backward: bool) -> Paths:
@@ -150,6 +157,20 @@ def _continue(experiment: Experiment, state: Any, key: Key, starts: Array) -> Ar
         return rollouts.simulate(key, experiment.forward, params, x)[-1]
 
     return jax.vmap(one)(jax.random.split(key, len(starts)), starts)
+
+
+def _follow(experiment: Experiment, state: Any, starts: Array) -> Array:
+    """The ends of the probability flow, by a step of Heun's method for each of the grid's."""
+    if experiment.flow is not None:
+        velocity = experiment.flow(state)
+    else:
+        velocity = flows.process_velocity(
+            (experiment.forward, experiment.backward),
+            (experiment.forward_params(state), experiment.backward_params(state)),
+            experiment.grid,
+        )
+    run = functools.partial(flows.probability_flow, velocity, grid=experiment.grid)
+    return jax.vmap(lambda x: run(x)[-1])(starts)
 
 
 def _in_pieces(function: Callable, rows: HostArray, size: int) -> Any:
@@ -218,10 +239,10 @@ def host_log_density(end: Endpoint) -> Callable[[HostArray], HostArray]:
 def log_weights(experiment: Experiment, paths: Paths) -> HostArray | None:
     """Log-weights of paths: log [R(τ | x_K) p̃_1(x_K)] - log [p_0(x_0) P(τ | x_0)], `(n,)`.
 
-    None where an end has no log-density.
+    None where an end has no log-density, or paths have no density worth the name.
     """
     source, target = experiment.source, experiment.target
-    if source.log_density is None or target.log_density is None:
+    if source.log_density is None or target.log_density is None or not experiment.has_noise:
         return None
     return metrics.log_weights(
         log_start=host_log_density(source)(paths.paths[:, 0]),
@@ -265,7 +286,7 @@ def sample_metrics(
     ends = forward.paths[:, -1]
     target = experiment.target
     true_key, floor_key, direction_key = jax.random.split(key, 3)
-    true = np.asarray(endpoints.sampler(target)(true_key, num_samples), np.float64)
+    true = _true_ends(experiment, true_key, num_samples)
     found = {
         "w2_squared": metrics.w2_squared(ends[:num_samples], true),
         "w2_squared_floor": np.mean(
@@ -288,23 +309,46 @@ def sample_metrics(
     return found
 
 
-def gaussian_metrics(experiment: Experiment, forward: Paths, bridge: Any) -> dict[str, float]:
-    """The worst moment of the marginals and of the coupling beside a Gaussian bridge.
+def flow_metrics(
+    judged: Judge, state: Any, forward: Paths, key: Key, num_samples: int
+) -> dict[str, float]:
+    """W2² of the ends of the probability flow, from the starts of the forward paths.
 
-    In units of what is allowed, see `d2ejax.metrics.moment_error`; empty for other bridges.
+    To the same true samples as in `sample_metrics` with this key.
+    """
+    ends = judged.flow_ends(state, forward.paths[:num_samples, 0])
+    true_key, _, _ = jax.random.split(key, 3)
+    true = _true_ends(judged.experiment, true_key, num_samples)
+    return {"w2_squared_ode": metrics.w2_squared(ends, true)}
+
+
+def _true_ends(experiment: Experiment, key: Key, n: int) -> HostArray:
+    return np.asarray(endpoints.sampler(experiment.target)(key, n), np.float64)
+
+
+def gaussian_metrics(experiment: Experiment, forward: Paths, bridge: Any) -> dict[str, float]:
+    """How far the forward paths' moments are from those of a Gaussian bridge.
+
+    The worst moment of the marginals and of the coupling in units of what is allowed, see
+    `d2ejax.metrics.moment_error`, and the KL of Gaussian fits to the marginals, the mean over
+    the times of the grid, see `d2ejax.metrics.fitted_kl`. Empty for other bridges.
     """
     if not isinstance(bridge, GaussianBridge):
         return {}
-    times = np.asarray(experiment.grid.times, np.float64)
-    marginals = [
-        metrics.moment_error(forward.paths[:, k], *bridge.marginal(float(t)))
-        for k, t in enumerate(times)
-    ]
-    ends = np.concatenate([forward.paths[:, 0], forward.paths[:, -1]], axis=1)
-    return {
-        "marginal_moment_error": max(marginals),
+    paths = forward.paths
+    exact = [bridge.marginal(float(t)) for t in np.asarray(experiment.grid.times, np.float64)]
+    errors = [metrics.moment_error(paths[:, k], *law) for k, law in enumerate(exact)]
+    ends = np.concatenate([paths[:, 0], paths[:, -1]], axis=1)
+    found = {
+        "marginal_moment_error": max(errors),
         "coupling_moment_error": metrics.moment_error(ends, *bridge.plan),
     }
+    if len(paths) > paths.shape[-1]:
+        fits = [metrics.fitted_kl(paths[:, k], *law) for k, law in enumerate(exact)]
+        found["marginal_kl"] = float(np.mean([fit.value for fit in fits]))
+        # The marginals are of the same paths: at most as certain as one of them.
+        found["marginal_kl_standard_error"] = float(fits[-1].standard_error)
+    return found
 
 
 def host_generator(key: Key) -> np.random.Generator:

@@ -111,6 +111,7 @@ def test_another_dimension_is_judged_and_drawn(tmp_path):
         assert np.isfinite(found[name]), name
     # The untrained process is the reference: it does not end in the target.
     assert found["marginal_moment_error"] > 1
+    assert found["marginal_kl"] > 5 * found["marginal_kl_standard_error"] > 0
     assert found["bridge_gap"] > found["bridge_gap_limit"]
     assert "bridge_gap_standard_error" in found
     # There is no drift field to draw but in the plane.
