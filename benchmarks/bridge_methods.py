@@ -35,6 +35,21 @@ def _ipf(forward_share: float) -> Callable[[float], dict[str, Any]]:
     return spend
 
 
+def _matching(steps: float) -> dict[str, Any]:
+    return {"matching.num_steps": max(1, round(steps))}
+
+
+def _light(steps: float) -> dict[str, Any]:
+    half = max(1, round(steps / 2))
+    return {"light.steps": half, "light.backward_steps": half}
+
+
+def _from_samples(
+    method: str, spend: Callable[[float], dict[str, Any]], **overrides: Any
+) -> Method:
+    return Method("samples", "samples", {"method": method, **overrides}, spend)
+
+
 # A likelihood is as hard to learn in either direction; an energy asks for more than that.
 _EVEN, _FORWARD, _BACKWARD = _ipf(1 / 2), _ipf(2 / 3), _ipf(1 / 3)
 
@@ -47,5 +62,14 @@ METHODS = {
     ),
     "ipf E2D": Method("energy", "samples", {}, _BACKWARD),
     "ipf E2E": Method("energy", "energy", {}, _FORWARD),
+    # Published as methods of a fixed diffusion coefficient.
+    "dsb": _from_samples("dsb", _EVEN, learn_variance=False, **{"ipf.reanchor": "none"}),
+    "sde": _from_samples("sde", _EVEN, learn_variance=False, **{"ipf.reanchor": "none"}),
+    "dsbm": _from_samples(
+        "dsbm", _EVEN, learn_variance=False, **{"ipf.first_coupling": "independent"}
+    ),
+    "sf2m": _from_samples("sf2m", _matching, learn_variance=False),
+    "eot": _from_samples("eot", _matching),
+    "lightsb": _from_samples("lightsb", _light),
 }
 """The defaults of the library, but for what stands here."""

@@ -3,9 +3,11 @@
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
+from d2ejax import couplings as couplings
 from d2ejax import endpoints as endpoints
 from d2ejax import exact as exact
 from d2ejax import exploration as exploration
+from d2ejax import flows as flows
 from d2ejax import losses as losses
 from d2ejax import metrics as metrics
 from d2ejax import pairs as pairs
@@ -19,11 +21,15 @@ from d2ejax.algorithms.half_steps import losses_by_access as losses_by_access
 from d2ejax.algorithms.ipf import Schedule as Schedule
 from d2ejax.algorithms.ipf import ipf as ipf
 from d2ejax.algorithms.ipf import schedule as schedule
+from d2ejax.algorithms.light import light_bridge as light_bridge
+from d2ejax.algorithms.matching import matching as matching
 from d2ejax.endpoints.base import Endpoint as Endpoint
 from d2ejax.endpoints.registry import make_endpoint as make_endpoint
+from d2ejax.flows import probability_flow as probability_flow
 from d2ejax.kernels import Process as Process
 from d2ejax.kernels import process as process
 from d2ejax.kernels import reference_process as reference_process
+from d2ejax.light import LightPotential as LightPotential
 from d2ejax.losses import log_path_ratio as log_path_ratio
 from d2ejax.losses import log_variance_loss as log_variance_loss
 from d2ejax.losses import trajectory_balance_loss as trajectory_balance_loss

@@ -1,10 +1,13 @@
 """Discretised processes: a network's drift and variance on top of a reference, step by step.
 
-Forward   P(x_{k+1} | x_k) = N(a_k x_k     + Δ_k u(x_k, t_k),         v_k · w_k(x_k) I)
-Backward  R(x_k | x_{k+1}) = N(b_k x_{k+1} + Δ_k u(x_{k+1}, t_{k+1}), v_k · w_k(x_{k+1}) I)
+Forward   P(x_{k+1} | x_k) = N(a_k x_k     + γ_k u(x_k, t_k),         v_k · w_k(x_k) I)
+Backward  R(x_k | x_{k+1}) = N(b_k x_{k+1} + γ_k u(x_{k+1}, t_{k+1}), v_k · w_k(x_{k+1}) I)
 
 where u and the log-variance s behind w are what the network returns, so that zeros are exactly
-the reference (forward) and its reversal with zero score (backward). One formula covers the
+the reference (forward) and its reversal with zero score (backward). What u is depends on the
+prediction: the drift, γ_k = Δ_k, or where the path will end, γ_k = T β_k, with β_k what an end
+moved by one moves the next state by, when it is pinned there (Δ_k/(T - t_k) for Brownian
+motion); u is then the displacement of that end per unit of time. One formula covers the
 variance families:
 
     w_k = ρ_k + (1 - ρ_k) exp(s),   s = bound · tanh(raw / bound),
@@ -20,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from d2ejax import references
 from d2ejax.gaussians import Gaussian
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
@@ -28,8 +32,11 @@ from d2ejax.typing import Array, EmbeddedNetwork, Network, Params
 Variance = Literal["fixed", "bounded", "bridge"]
 Discretisation = Literal["euler", "exact"]
 
+Prediction = Literal["drift", "endpoint"]
+
 VARIANCES: tuple[Variance, ...] = ("fixed", "bounded", "bridge")
 DISCRETISATIONS: tuple[Discretisation, ...] = ("euler", "exact")
+PREDICTIONS: tuple[Prediction, ...] = ("drift", "endpoint")
 
 
 class Step(NamedTuple):
@@ -37,7 +44,8 @@ class Step(NamedTuple):
 
     Attributes:
         time: When the network is evaluated: t_k forward, t_{k+1} backward.
-        length: Δ_k, the factor of the network's drift.
+        length: Δ_k.
+        gain: γ_k, the factor of the network's prediction.
         scale: The factor of the state in the reference's mean.
         log_variance: log v_k of the reference's step.
         pinned_share: ρ_k in [0, 1], the part of the variance that the network cannot change.
@@ -45,6 +53,7 @@ class Step(NamedTuple):
 
     time: Array
     length: Array
+    gain: Array
     scale: Array
     log_variance: Array
     pinned_share: Array
@@ -104,6 +113,7 @@ def process(
     variance: Variance = "bridge",
     bound: float = 6.0,
     discretisation: Discretisation = "euler",
+    prediction: Prediction = "drift",
     steps_at_once: int | None = None,
 ) -> Process:
     """Builds the chain of a network's drift and log-variance around a reference.
@@ -118,6 +128,8 @@ def process(
             exp(±bound); "bridge" learns the part that pinning the far end leaves open.
         bound: Largest magnitude of the learned log-variance, in nats.
         discretisation: "euler" (Euler-Maruyama) or "exact" (the reference's own transition).
+        prediction: What the network's drift is taken for: the "drift", or the displacement
+            per unit of time of the "endpoint" that the path runs to.
         steps_at_once: How many steps of a path are scored at once. Fewer than all of them, the
             default, need that much less memory and one more evaluation of the network for each
             gradient.
@@ -129,7 +141,7 @@ def process(
         ValueError: If an option is unknown, the bound is not positive or steps_at_once is not
             a divisor of the number of steps.
     """
-    _check(variance, discretisation, bound)
+    _check(variance, discretisation, prediction, bound)
     if steps_at_once is not None and (steps_at_once < 1 or grid.num_steps % steps_at_once):
         raise ValueError(
             f"steps_at_once = {steps_at_once}: must be a divisor of {grid.num_steps}, the "
@@ -143,7 +155,7 @@ def process(
     def kernel(params: Params, x: Array, embedded: EmbeddedStep) -> Gaussian:
         drift, raw = parts.apply(params, x, embedded.embedding)
         step = embedded.step
-        mean = step.scale * x + step.length * drift
+        mean = step.scale * x + step.gain * drift
         if variance == "fixed":
             return Gaussian(mean, jnp.broadcast_to(step.log_variance, x.shape))
         offset = bound * jnp.tanh(raw / bound)
@@ -152,17 +164,18 @@ def process(
             offset = jnp.log(share + (1.0 - share) * jnp.exp(offset))
         return Gaussian(mean, step.log_variance + offset)
 
-    steps = _steps(reference, grid, backward, discretisation)
+    steps = _steps(reference, grid, backward, discretisation, prediction)
     return Process(embed, kernel, steps, backward, steps_at_once)
 
 
-def _check(variance: str, discretisation: str, bound: float) -> None:
-    if variance not in VARIANCES:
-        raise ValueError(f"variance = {variance!r}: must be one of {VARIANCES}")
-    if discretisation not in DISCRETISATIONS:
-        raise ValueError(
-            f"discretisation = {discretisation!r}: must be one of {DISCRETISATIONS}"
-        )
+def _check(variance: str, discretisation: str, prediction: str, bound: float) -> None:
+    for name, value, allowed in (
+        ("variance", variance, VARIANCES),
+        ("discretisation", discretisation, DISCRETISATIONS),
+        ("prediction", prediction, PREDICTIONS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} = {value!r}: must be one of {allowed}")
     if not bound > 0:
         raise ValueError(f"bound = {bound}: must be > 0")
 
@@ -190,7 +203,11 @@ def zero_network(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
 
 
 def _steps(
-    reference: Reference, grid: TimeGrid, backward: bool, discretisation: Discretisation
+    reference: Reference,
+    grid: TimeGrid,
+    backward: bool,
+    discretisation: Discretisation,
+    prediction: Prediction,
 ) -> Step:
     start, t, t_next, end = grid.times[:1], grid.times[:-1], grid.times[1:], grid.times[-1:]
     scale, variance = reference.scale(t, t_next), reference.variance(t, t_next)
@@ -207,10 +224,22 @@ def _steps(
     elif backward:
         # The reversal under a flat marginal: Bayes' rule with a constant prior.
         scale, variance = 1.0 / scale, variance / scale**2
+    gain = grid.steps
+    if prediction == "endpoint":
+        gain = _pull(reference, grid, backward) * grid.t_max
     return Step(
         time=t_next if backward else t,
         length=grid.steps,
+        gain=gain,
         scale=scale,
         log_variance=jnp.log(variance),
         pinned_share=share,
     )
+
+
+def _pull(reference: Reference, grid: TimeGrid, backward: bool) -> Array:
+    """β_k: how far an end that is moved by one moves the next state that is pinned to it."""
+    first, last, t, t_next = grid.times[0], grid.times[-1], grid.times[:-1], grid.times[1:]
+    if backward:
+        return references.pinned_weights(reference, t, start=first, end=t_next)[0]
+    return references.pinned_weights(reference, t_next, start=t, end=last)[1]

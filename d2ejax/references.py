@@ -171,11 +171,51 @@ def pinned(
     Returns:
         Mean of shape `(dim,)` and the scalar variance per coordinate.
     """
+    of_start, of_end, variance = pinned_weights(reference, t, start=start, end=end)
+    return of_start * x_s + of_end * x_u, variance
+
+
+def pinned_weights(
+    reference: Reference, t: Array, *, start: Array, end: Array
+) -> tuple[Array, Array, Array]:
+    """Factors of the two ends in the mean of a pinned bridge, and its variance; see `pinned`.
+
+    Args:
+        reference: The process.
+        t: A time in [s, u].
+        start: The time s < u.
+        end: The time u.
+
+    Returns:
+        The factor of x_s, that of x_u, and the variance per coordinate.
+    """
     before, after = reference.variance(start, t), reference.variance(t, end)
     scale_before, scale_after = reference.scale(start, t), reference.scale(t, end)
     total = after + scale_after**2 * before
-    mean = (after * scale_before / total) * x_s + (scale_after * before / total) * x_u
-    return mean, before * after / total
+    return after * scale_before / total, scale_after * before / total, before * after / total
+
+
+def pinned_rates(
+    reference: Reference, x_s: Array, x_u: Array, t: Array, *, start: Array, end: Array
+) -> tuple[Array, Array]:
+    """Derivatives in t of the moments of a pinned bridge; see `pinned`.
+
+    Args:
+        reference: The process.
+        x_s: Where it is at the start, shape `(dim,)`.
+        x_u: Where it is at the end, shape `(dim,)`.
+        t: A time in [s, u].
+        start: The time s < u.
+        end: The time u.
+
+    Returns:
+        Those of the mean, shape `(dim,)`, and of the variance per coordinate, a scalar.
+    """
+
+    def moments(t: Array) -> tuple[Array, Array]:
+        return pinned(reference, x_s, x_u, t, start=start, end=end)
+
+    return jax.jvp(moments, (t,), (jnp.ones_like(t),))[1]
 
 
 def pinned_step(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from d2ejax import gaussians
 from d2ejax.gaussians import Gaussian
 from d2ejax.kernels import EmbeddedStep, Process
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, EmbeddedNetwork, Key, Params
 
 
 def simulate(key: Key, process: Process, params: Params, x: Array) -> Array:
@@ -82,6 +82,25 @@ def log_density(process: Process, params: Params, paths: Array) -> Array:
     return jnp.sum(step_log_densities(process, params, paths), axis=-1)
 
 
+def at_times(
+    network: EmbeddedNetwork, params: Params, points: Array, times: Array
+) -> tuple[Array, Array]:
+    """A network at times that all paths share, each of them embedded once.
+
+    Args:
+        network: Maps `(params, x, t)` to two arrays `(dim,)`, in two parts.
+        params: Its parameters.
+        points: Where, shape `(..., num_times, dim)`.
+        times: When, shape `(num_times,)`.
+
+    Returns:
+        Both arrays, each of the shape of `points`.
+    """
+    embedded = jax.vmap(network.embed, (None, 0))(params, times)
+    apply = functools.partial(network.apply, params)
+    return _over_steps(lambda step, x: apply(x, step), embedded, (points,), None)
+
+
 def step_kernels(process: Process, params: Params, given: Array) -> Gaussian:
     """The kernels of all steps, each at a state of its own.
 
@@ -100,6 +119,67 @@ def step_kernels(process: Process, params: Params, given: Array) -> Gaussian:
         return process.embedded_kernel(params, x, step)
 
     return _over_steps(kernel, steps, (given,), process.steps_at_once)
+
+
+def step_drifts(process: Process, params: Params, given: Array) -> Array:
+    """The residual drifts of all steps: what a process adds to the drift of its reference.
+
+    u(x) = (mean(x) - scale · x) / Δ_k, with the mean of the kernel of step k and the scale of
+    the reference's: zero for the reference, and for its reversal with zero score.
+
+    Args:
+        process: The process.
+        params: Parameters of its network.
+        given: What each kernel is given, `(..., num_steps, dim)`; see `step_kernels`.
+
+    Returns:
+        The shape of `given`, in units of x per unit of time.
+    """
+    drift = functools.partial(_residual_drift, process, params)
+    steps = process.embedded_steps(params)
+    return _over_steps(drift, steps, (given,), process.steps_at_once)
+
+
+def step_divergences(
+    process: Process, params: Params, given: Array, probes: Array | None = None
+) -> tuple[Array, Array]:
+    """The residual drifts of all steps with their divergences, from one pass.
+
+    ∇·u = Σ_i e_iᵀ(∂u/∂x)e_i exactly, by a derivative along each axis; or εᵀ(∂u/∂x)ε, by one
+    along a probe with E[εεᵀ] = I, which is ∇·u on average (Hutchinson 1990).
+
+    Args:
+        process: The process.
+        params: Parameters of its network.
+        given: What each kernel is given, `(..., num_steps, dim)`; see `step_kernels`.
+        probes: ε for each of them, of the same shape; None for the exact divergence.
+
+    Returns:
+        The residual drifts, in the shape of `given`, and the divergences, `(..., num_steps)`,
+        per unit of time.
+    """
+
+    def both(step: EmbeddedStep, x: Array, *probe: Array) -> tuple[Array, Array]:
+        def push(tangent: Array) -> tuple[Array, Array]:
+            drift = functools.partial(_residual_drift, process, params, step)
+            value, change = jax.jvp(drift, (x,), (tangent,))
+            return value, jnp.dot(tangent, change)
+
+        if probe:
+            return push(*probe)
+        value, parts = jax.vmap(push, out_axes=(None, 0))(jnp.eye(x.shape[0], dtype=x.dtype))
+        return value, jnp.sum(parts)
+
+    states = (given,) if probes is None else (given, probes)
+    return _over_steps(both, process.embedded_steps(params), states, process.steps_at_once)
+
+
+def _residual_drift(
+    process: Process, params: Params, embedded: EmbeddedStep, x: Array
+) -> Array:
+    step = embedded.step
+    mean = process.embedded_kernel(params, x, embedded).mean
+    return (mean - step.scale * x) / step.length
 
 
 def step_kl_divergences(

@@ -14,6 +14,7 @@ from d2ejax import kernels
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.endpoints.base import Endpoint, restrict
 from d2ejax.exact.base import ExactBridge
+from d2ejax.flows import Velocity
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
@@ -39,6 +40,10 @@ class Experiment(NamedTuple):
         backward: The backward process.
         forward_params: Maps the state to the parameters that the forward process is judged by.
         backward_params: The same for the backward process.
+        flow: Maps the state to the velocity of its probability flow; None for what the two
+            processes give together.
+        has_noise: Whether it is a bridge at all: False for a flow alone, whose processes only
+            follow it.
         bridge: The exact bridge, where the two ends were made as a pair.
     """
 
@@ -54,6 +59,8 @@ class Experiment(NamedTuple):
     backward: Process
     forward_params: Callable[[Any], Params]
     backward_params: Callable[[Any], Params]
+    flow: Callable[[Any], Velocity] | None
+    has_noise: bool
     bridge: ExactBridge | None
 
 

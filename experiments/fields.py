@@ -1,16 +1,34 @@
 """What each key of a configuration may hold, by itself."""
 
+from typing import TYPE_CHECKING
+
 from experiments.rules import Rule, boolean, choice, integer, mapping, number, text
+
+if TYPE_CHECKING:  # At run time it would bring in jax, which refusing a config can do without.
+    from d2ejax.algorithms.half_steps import Loss
 
 ANCHORED_LOSSES = ("semi_discrete", "hybrid")
 VARIANCE_LOSSES = ("log_variance", *ANCHORED_LOSSES)
 ENERGY_LOSSES = ("trajectory_balance", *VARIANCE_LOSSES)
-SAMPLE_LOSSES = ("likelihood", "bridge_matching")
+FIXED_VARIANCE_LOSSES = ("mean_matching", "drift_matching", "sde_likelihood")
+SAMPLE_LOSSES = ("likelihood", "bridge_matching", *FIXED_VARIANCE_LOSSES)
 LOSSES = ("auto", *SAMPLE_LOSSES, *ENERGY_LOSSES)
+
+LOSS_OF_METHOD: dict[str, "Loss"] = {
+    "dsb": "mean_matching",
+    "sde": "sde_likelihood",
+    "dsbm": "bridge_matching",
+}
+"""Methods that are IPF between sampled ends, and what "auto" is for their half-steps."""
+
+COUPLING_OF_METHOD = {"sf2m": "entropic", "eot": "entropic", "cfm": "exact"}
+"""Methods that match coupled minibatches, and what "auto" is for their coupling."""
+FLOWS = ("sf2m", "cfm")
+"""Those of them that learn a flow rather than the kernels of two processes."""
 
 FIELDS: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
-    "method": choice("ipf"),
+    "method": choice("ipf", *LOSS_OF_METHOD, *COUPLING_OF_METHOD, "lightsb"),
     "source.name": text(),
     "source.access": choice("samples", "energy"),
     "source.options": mapping(),
@@ -41,6 +59,7 @@ FIELDS: dict[str, Rule] = {
     "network.num_frequencies": integer(1),
     "network.layer_norm": boolean(),
     "network.drift_scale": number(above=0),
+    "network.prediction": choice("drift", "endpoint"),
     "network.energy_feature": boolean(),
     "network.score_clip": number(above=0),
     "network.dtype": choice("float32", "bfloat16"),
@@ -53,12 +72,28 @@ FIELDS: dict[str, Rule] = {
     "ipf.backward_loss": choice(*LOSSES),
     "ipf.reanchor": choice("none", "backward", "forward", "both"),
     "ipf.first_coupling": choice("reference", "independent"),
+    "ipf.divergence": choice("exact", "hutchinson"),
+    "ipf.cached_batches": integer(0),
+    "ipf.cache_every": integer(1),
     "ipf.warm_start": boolean(),
     "ipf.paths_per_start": integer(1),
     "ipf.num_anchors": integer(1),
     "ipf.min_anchors": number(at_least=0),
     "ipf.likelihood_batch_size": integer(0),
     "ipf.use_ema_opposite": boolean(),
+    "light.num_components": integer(1),
+    "light.init_share": number(above=0),
+    "light.steps": integer(1),
+    "light.backward_steps": integer(1),
+    "light.batch_size": integer(1),
+    "light.learning_rate": number(above=0),
+    "matching.num_steps": integer(1),
+    "matching.coupling": choice("auto", "independent", "entropic", "exact"),
+    "matching.coupling_epsilon_scale": number(above=0),
+    "matching.times": choice("uniform", "grid"),
+    "matching.num_times": integer(1),
+    "matching.score_weight": number(above=0),
+    "matching.path_std": number(at_least=0),
     "optimiser.name": choice("adamw", "muon"),
     "optimiser.learning_rate": number(above=0),
     "optimiser.backward_ratio": number(above=0),
@@ -90,5 +125,6 @@ FIELDS: dict[str, Rule] = {
     "loop.max_consecutive_skipped": integer(1),
     "evaluate.num_samples": integer(2),
     "evaluate.num_paths": integer(2),
+    "evaluate.flow": boolean(),
     "evaluate.plots": boolean(),
 }

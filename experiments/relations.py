@@ -30,6 +30,9 @@ def resolve_losses(config: ConfigDict) -> tuple["Loss", "Loss"]:
     from d2ejax.algorithms.half_steps import losses_by_access
 
     backward, forward = losses_by_access(config.source.access, config.target.access)
+    named = fields.LOSS_OF_METHOD.get(config.method)
+    if named is not None:
+        backward = forward = named
     given_backward, given_forward = config.ipf.backward_loss, config.ipf.forward_loss
     if given_backward in fields.ANCHORED_LOSSES and forward == "semi_discrete":
         forward = "log_variance"  # One of the two may have anchors, and it is given.
@@ -38,7 +41,9 @@ def resolve_losses(config: ConfigDict) -> tuple["Loss", "Loss"]:
         forward if given_forward == "auto" else given_forward,
     )
     plain = [
-        "likelihood" if given == "auto" and loss == "bridge_matching" and not anew else loss
+        "likelihood"
+        if (given, loss, named) == ("auto", "bridge_matching", None) and not anew
+        else loss
         for given, loss, anew in zip(
             (given_backward, given_forward), found, _reanchored(config), strict=True
         )
@@ -54,6 +59,11 @@ def _reanchored(config: ConfigDict) -> tuple[bool, bool]:
 
 def _has_loss(config: ConfigDict, *losses: str) -> bool:
     return any(loss in losses for loss in resolve_losses(config))
+
+
+def _named(config: ConfigDict, losses: tuple[str, ...]) -> str:
+    """The first of the two half-steps' losses that is one of these, in quotes."""
+    return repr(next(loss for loss in resolve_losses(config) if loss in losses))
 
 
 def _loss_relation(field: str, pinned: str) -> Relation:
@@ -74,7 +84,20 @@ def _loss_relation(field: str, pinned: str) -> Relation:
     )
 
 
+def _sampled_relation(end: str) -> Relation:
+    """All methods but IPF itself need samples of both ends."""
+    return Relation(
+        f"{end}.access",
+        lambda c: c.method == "ipf" or c[end].access == "samples",
+        lambda c: f"'samples' with method = {c.method!r}",
+    )
+
+
 def _fewest_steps(config: ConfigDict) -> int:
+    if config.method == "lightsb":
+        return config.light.backward_steps
+    if config.method in fields.COUPLING_OF_METHOD:
+        return config.matching.num_steps
     return config.ipf.iterations * min(config.ipf.forward_steps, config.ipf.backward_steps)
 
 
@@ -108,9 +131,71 @@ RELATIONS_OF_ENDS: tuple[Relation, ...] = (
     ),
 )
 
+RELATIONS_OF_SAMPLES: tuple[Relation, ...] = (
+    Relation(
+        "ipf.reanchor",
+        lambda c: (
+            not any(
+                loss in fields.FIXED_VARIANCE_LOSSES and anew
+                for loss, anew in zip(resolve_losses(c), _reanchored(c), strict=True)
+            )
+        ),
+        lambda c: (
+            "'none', or a half-step of another loss: "
+            f"{_named(c, fields.FIXED_VARIANCE_LOSSES)} is of paths as they were drawn"
+        ),
+    ),
+    Relation(
+        "learn_variance",
+        lambda c: not c.learn_variance or not _has_loss(c, *fields.FIXED_VARIANCE_LOSSES),
+        lambda c: (
+            f"false with the loss {_named(c, fields.FIXED_VARIANCE_LOSSES)}: it fits drifts "
+            "alone, and is right for a fixed diffusion coefficient alone"
+        ),
+    ),
+    Relation(
+        "ipf.cache_every",
+        lambda c: (
+            not c.ipf.cached_batches
+            or not _has_loss(c, *fields.SAMPLE_LOSSES)
+            or not (
+                c.ipf.forward_steps % c.ipf.cache_every
+                or c.ipf.backward_steps % c.ipf.cache_every
+            )
+        ),
+        lambda c: (
+            f"a divisor of ipf.forward_steps = {c.ipf.forward_steps} and of "
+            f"ipf.backward_steps = {c.ipf.backward_steps}: no half-step may begin with paths "
+            "from before the last"
+        ),
+    ),
+)
+"""Conditions of half-steps between sampled ends."""
+
+RELATIONS_OF_MATCHING: tuple[Relation, ...] = (
+    Relation(
+        "learn_variance",
+        lambda c: not c.learn_variance or c.method not in fields.FLOWS,
+        lambda c: (
+            f"false with method = {c.method!r}: a flow and a score give drifts alone, and are "
+            "those of a fixed diffusion coefficient"
+        ),
+    ),
+    Relation(
+        "network.prediction",
+        lambda c: c.network.prediction == "drift" or c.method not in fields.FLOWS,
+        lambda c: f"'drift' with method = {c.method!r}: its networks are velocities",
+    ),
+)
+"""Conditions of methods that match coupled minibatches."""
+
 RELATIONS: tuple[Relation, ...] = (
+    _sampled_relation("source"),
+    _sampled_relation("target"),
+    *RELATIONS_OF_MATCHING,
     _loss_relation("forward_loss", pinned="target"),
     _loss_relation("backward_loss", pinned="source"),
+    *RELATIONS_OF_SAMPLES,
     Relation(
         "ipf.reanchor",
         lambda c: all(

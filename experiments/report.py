@@ -37,19 +37,24 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
     experiment, bridge, settings = judged.experiment, judged.bridge, config.evaluate
     forward = judged.forward(state, keys[0], max(settings.num_paths, settings.num_samples))
     backward = judged.backward(state, keys[1], settings.num_paths)
+    # Without noise paths have no densities, and null stands for all that is made of these.
+    noisy = experiment.has_noise
     found: dict[str, Any] = {
-        **judge.bridge_metrics(forward, bridge),
+        **(judge.bridge_metrics(forward, bridge) if noisy else {}),
         **judge.evidence_metrics(experiment, forward, backward),
         **judge.sample_metrics(experiment, forward, keys[2], settings.num_samples),
         **judge.gaussian_metrics(experiment, forward, bridge),
     }
+    if settings.flow:
+        found |= judge.flow_metrics(judged, state, forward, keys[2], settings.num_samples)
     if bridge is not None:
         found["path_kl_optimal"] = bridge.path_kl
         found["transport_cost_optimal"] = bridge.transport_cost
-        found |= diagnosis.split(
-            judged, bridge, state, forward, keys[3], learn_variance=config.learn_variance
-        )
-        found |= diagnosis.drift_error(judged, bridge, state, keys[5])
+        if noisy:
+            found |= diagnosis.split(
+                judged, bridge, state, forward, keys[3], learn_variance=config.learn_variance
+            )
+            found |= diagnosis.drift_error(judged, bridge, state, keys[5])
         found |= diagnosis.plan_metrics(judged, bridge, state, forward, keys[6])
     fields = _flat(found)
     fields["skipped_steps"] = int(state.skipped)

@@ -35,6 +35,7 @@ _IDEALS: dict[str, str | float] = {
     "drift_error": 0.0,
     "path_kl": "path_kl_optimal",
     "w2_squared": "w2_squared_floor",
+    "w2_squared_ode": "w2_squared_floor",
     "bw_uvp": 0.0,
     "conditional_bw_uvp": "conditional_bw_uvp_floor",
     "log_z_lower": "log_z_true",

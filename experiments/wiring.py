@@ -12,10 +12,11 @@ from d2ejax import kernels, networks, parallel, time_grids
 from d2ejax.algorithms import gathered
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.endpoints.base import Endpoint
+from d2ejax.flows import Velocity
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, EmbeddedNetwork, Key, Params
 
 _MANY_PATHS = 256
 """On one device of a CPU."""
@@ -55,6 +56,10 @@ class Method(NamedTuple):
         backward: The backward process.
         forward_params: Maps the state to the parameters that the forward process is judged by.
         backward_params: The same for the backward process.
+        flow: Maps the state to the velocity of its probability flow; None for what the two
+            processes give together.
+        has_noise: Whether it is a bridge at all: False for a flow alone, whose processes only
+            follow it.
     """
 
     algorithm: Algorithm
@@ -64,6 +69,8 @@ class Method(NamedTuple):
     backward: Process
     forward_params: Callable[[Any], Params]
     backward_params: Callable[[Any], Params]
+    flow: Callable[[Any], Velocity] | None = None
+    has_noise: bool = True
 
 
 def build_grid(config: ConfigDict) -> TimeGrid:
@@ -79,8 +86,14 @@ def build_grid(config: ConfigDict) -> TimeGrid:
 
 def build_side(config: ConfigDict, room: Room, *, backward: bool) -> Side:
     """A process towards one end; its network sees that end's energy, where there is one."""
-    goal, given, t_max = room.ends[0 if backward else 1], config.network, config.grid.t_max
-    network = networks.drift_network(
+    network = build_network(config, room, room.ends[0 if backward else 1])
+    return Side(build_process(config, room, network.apply, backward=backward), network.init)
+
+
+def build_network(config: ConfigDict, room: Room, goal: Endpoint) -> networks.NetworkPair:
+    """The network of a drift; it sees the energy of its goal, where there is one."""
+    given, t_max = config.network, config.grid.t_max
+    return networks.drift_network(
         goal.dim,
         t_max,
         width=given.width,
@@ -92,17 +105,23 @@ def build_side(config: ConfigDict, room: Room, *, backward: bool) -> Side:
         score_clip=given.score_clip,
         dtype=given.dtype,
     )
-    process = kernels.process(
-        network.apply,
+
+
+def build_process(
+    config: ConfigDict, room: Room, network: EmbeddedNetwork, *, backward: bool
+) -> Process:
+    """The chain of a network around the reference."""
+    return kernels.process(
+        network,
         room.law,
         room.grid,
         backward=backward,
         variance=config.variance.family if config.learn_variance else "fixed",
         bound=config.variance.bound,
         discretisation=config.reference.discretisation,
+        prediction=config.network.prediction,
         steps_at_once=_steps_at_once(config),
     )
-    return Side(process, network.init)
 
 
 def _steps_at_once(config: ConfigDict) -> int | None:

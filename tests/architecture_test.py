@@ -16,6 +16,9 @@ ROOMS = {
     "references": SPINE[:3],
     "kernels": SPINE[:4],
     "rollouts": SPINE[:5],
+    "light": SPINE[:5],
+    "flows": SPINE[:5],
+    "couplings": SPINE[:4],
     # Leaves: handed in as functions, so that anybody's own can take their place.
     "networks": ("typing",),
     "endpoints": ("typing",),
@@ -27,7 +30,7 @@ ROOMS = {
     # Ends that come with their exact bridge.
     "pairs": (*SPINE[:4], "endpoints", "exact", "metrics"),
     # Of endpoints, the type alone: which ones there are is the caller's affair.
-    "algorithms": (*SPINE, "losses", "exploration", "endpoints.base"),
+    "algorithms": (*SPINE, "light", "losses", "exploration", "endpoints.base"),
     "parallel": ("typing", "algorithms.base"),
 }
 MAX_LINES = 400

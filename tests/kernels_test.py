@@ -318,3 +318,28 @@ def test_euler_is_exact_for_brownian_motion(backward):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         kernels.process(kernels.zero_network, REFERENCES["brownian"], GRID, **options)
+
+
+@every_reference
+@both_directions
+def test_a_predicted_endpoint_is_where_the_step_is_pinned(reference, backward):
+    process = kernels.process(
+        constant_network,
+        reference,
+        GRID,
+        backward=backward,
+        discretisation="exact",
+        prediction="endpoint",
+    )
+    x, shift = jnp.asarray([0.4, -1.2]), jnp.asarray([0.3, 0.7])
+    found, _ = all_steps(process, (shift, jnp.zeros(2)), x)
+    zero = jnp.float32(0)
+    for k, (t, t_next) in enumerate(zip(GRID.times[:-1], GRID.times[1:], strict=True)):
+        if backward:
+            # Under a flat marginal the reference's own prediction of x_0 is x / scale.
+            end = x / reference.scale(zero, t_next) + T_MAX * shift
+            mean, _ = references.pinned(reference, end, x, t, start=zero, end=t_next)
+        else:
+            end = reference.scale(t, GRID.t_max) * x + T_MAX * shift
+            mean, _ = references.pinned(reference, x, end, t_next, start=t, end=GRID.t_max)
+        np.testing.assert_allclose(found[k], mean, rtol=2e-4, atol=1e-5)

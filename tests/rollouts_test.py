@@ -278,3 +278,72 @@ def test_time_features_are_computed_once_for_the_whole_batch(task, backward, key
     # The control: layers that see x are computed for each example.
     of_state = [size for _, shapes, size in products if (2, WIDTH) in shapes]
     assert of_state == [k * BATCH * WIDTH]
+
+
+def curved_process(backward, steps_at_once=None):
+    """Of a drift whose Jacobian is dense and depends on the state, in the plane."""
+    matrix = jnp.asarray([[0.5, -2.0], [0.7, 0.3]])
+
+    def network(params, x, t):
+        return params * jnp.cos(t) * jnp.tanh(matrix @ x), x
+
+    law = REFERENCES["ornstein_uhlenbeck"]
+    chain = kernels.process(
+        network, law, GRID, backward=backward, variance="fixed", steps_at_once=steps_at_once
+    )
+    return chain, network
+
+
+@both_directions
+@pytest.mark.parametrize("steps_at_once", [None, 1])
+def test_residual_drifts_are_the_networks_and_so_are_their_divergences(
+    backward, steps_at_once, key
+):
+    chain, network = curved_process(backward, steps_at_once)
+    given, params = jax.random.normal(key, (3, GRID.num_steps, 2)), jnp.float32(1.5)
+    drifts, divergences = rollouts.step_divergences(chain, params, given)
+    assert drifts.shape == given.shape and divergences.shape == given.shape[:2]
+    # Out of means, in single precision.
+    np.testing.assert_allclose(rollouts.step_drifts(chain, params, given), drifts, atol=1e-5)
+    for k, t in enumerate(GRID.times[1:] if backward else GRID.times[:-1]):
+        for path in range(3):
+            x = given[path, k]
+            drift, jacobian = (
+                function(x)
+                for function in (
+                    lambda x, t=t: network(params, x, t)[0],
+                    jax.jacrev(lambda x, t=t: network(params, x, t)[0]),
+                )
+            )
+            np.testing.assert_allclose(drifts[path, k], drift, atol=1e-4)
+            np.testing.assert_allclose(divergences[path, k], jnp.trace(jacobian), atol=1e-4)
+
+
+def test_hutchinsons_divergence_is_exact_on_average_over_all_signs(key):
+    chain, _ = curved_process(backward=True)
+    given, params = jax.random.normal(key, (3, GRID.num_steps, 2)), jnp.float32(1.5)
+
+    def divergences(params, probes=None):
+        return rollouts.step_divergences(chain, params, given, probes)[1]
+
+    signs = [jnp.asarray([a, b]) for a in (-1.0, 1.0) for b in (-1.0, 1.0)]
+    probes = [jnp.broadcast_to(sign, given.shape) for sign in signs]
+    exact = divergences(params)
+    estimates = np.stack([divergences(params, probe) for probe in probes])
+    np.testing.assert_allclose(estimates.mean(axis=0), exact, atol=1e-4)
+    assert np.abs(estimates[0] - exact).max() > 0.1
+    # And so are their gradients.
+    gradients = [jax.jacrev(divergences)(params, probe) for probe in probes]
+    expected = jax.jacrev(divergences)(params)
+    np.testing.assert_allclose(np.mean(gradients, axis=0), expected, atol=1e-4)
+
+
+@both_directions
+def test_the_reference_has_no_residual_drift(backward, key):
+    law = REFERENCES["ornstein_uhlenbeck"]
+    chain = kernels.process(kernels.zero_network, law, GRID, backward=backward)
+    drifts, divergences = rollouts.step_divergences(
+        chain, None, jax.random.normal(key, (GRID.num_steps, 2))
+    )
+    np.testing.assert_allclose(drifts, 0.0, atol=1e-5)
+    np.testing.assert_allclose(divergences, 0.0, atol=1e-4)

@@ -78,6 +78,38 @@ def update_model(
     return jax.lax.cond(finite, take, lambda model: model, model), finite
 
 
+def gradient_step(
+    loss_fn: Callable[[Params], tuple[Array, dict[str, Array]]],
+    model: Model,
+    optimiser: optax.GradientTransformation,
+    *,
+    decay: float,
+    axis_name: str | None,
+) -> tuple[Model, Array, dict[str, Array]]:
+    """One step down the gradient of a loss, averaged over the devices.
+
+    Args:
+        loss_fn: Maps parameters to the loss on this device's data, and its metrics.
+        model: The model.
+        optimiser: An optax transformation.
+        decay: Decay of the moving average per step, in [0, 1).
+        axis_name: The mapped axis of devices, if any.
+
+    Returns:
+        The next model, whether the step was taken, and the metrics with "loss",
+        "gradient_norm" and "skipped" among them.
+    """
+    values = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
+    (loss, metrics), gradients = device_mean(values, axis_name)
+    model, finite = update_model(model, gradients, loss, optimiser, decay=decay)
+    own = {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(gradients),
+        "skipped": 1.0 - finite.astype(jnp.float32),
+    }
+    return model, finite, metrics | own
+
+
 def device_mean(tree: Any, axis_name: str | None) -> Any:
     """The mean over a mapped axis of devices; the tree itself where there is none."""
     if axis_name is None:

@@ -4,7 +4,9 @@ A half-step trains one process towards its *goal*, the end that it pins, while t
 process stands still. Which loss it uses follows from what that end offers:
 
 - samples: "likelihood" of paths that the opposite process draws from them, or
-  "bridge_matching" on the reference's bridges between the ends of such paths,
+  "bridge_matching" on the reference's bridges between the ends of such paths; with a fixed
+  diffusion coefficient also "mean_matching", "drift_matching" or "sde_likelihood" of the paths
+  as they were drawn, which read off the score of the opposite process,
 - energy: "log_variance" or "trajectory_balance" of the log path ratio, on off-policy paths,
 - energy: "semi_discrete", where the reference and a potential in closed form, averaged over
   anchors of the other end, take the place of the opposite process; "hybrid" is the same while
@@ -27,6 +29,9 @@ from d2ejax.typing import Array, Params
 Loss = Literal[
     "likelihood",
     "bridge_matching",
+    "mean_matching",
+    "drift_matching",
+    "sde_likelihood",
     "log_variance",
     "trajectory_balance",
     "semi_discrete",
@@ -35,6 +40,9 @@ Loss = Literal[
 LOSSES: tuple[Loss, ...] = (
     "likelihood",
     "bridge_matching",
+    "mean_matching",
+    "drift_matching",
+    "sde_likelihood",
     "log_variance",
     "trajectory_balance",
     "semi_discrete",
@@ -43,7 +51,12 @@ LOSSES: tuple[Loss, ...] = (
 
 Coupling = Literal["reference", "independent"]
 COUPLINGS: tuple[Coupling, ...] = ("reference", "independent")
-FROM_SAMPLES: tuple[Loss, ...] = ("likelihood", "bridge_matching")
+Divergence = Literal["exact", "hutchinson"]
+DIVERGENCES: tuple[Divergence, ...] = ("exact", "hutchinson")
+WITH_FIXED_VARIANCE: tuple[Loss, ...] = ("mean_matching", "drift_matching", "sde_likelihood")
+"""Losses of paths as the opposite process drew them, whose kernels keep the reference's
+variance: nothing else would be trained, and the score would not be read off rightly."""
+FROM_SAMPLES: tuple[Loss, ...] = ("likelihood", "bridge_matching", *WITH_FIXED_VARIANCE)
 """Losses that need samples of the pinned end; all others need its energy."""
 WITH_POTENTIAL: tuple[Loss, ...] = ("trajectory_balance", "semi_discrete", "hybrid")
 """Losses that train the start's potential beside the drift."""
@@ -98,10 +111,17 @@ class HalfStep(NamedTuple):
             which a hybrid half-step turns to the learned opposite process.
         reanchor: Whether a likelihood half-step keeps only the ends of the opposite process's
             paths and joins them by the reference's pinned bridge, as bridge matching always
-            does.
+            does, and losses with a fixed variance never.
         first_coupling: Of which ends bridge matching makes its first half-step: "reference",
             those of the reference's own paths, as IPF asks for, or "independent", samples of
             both, as iterative Markovian fitting asks for.
+        divergence: How a half-step of the SDE likelihood finds the divergence of its drift:
+            "exact", by a derivative along each axis, or "hutchinson", along one random sign
+            vector for each step.
+        cached_batches: How many batches of the opposite process's paths a half-step of samples
+            keeps to draw its own from; 0 to simulate each anew.
+        cache_every: Own gradient steps after which all of those are simulated anew. Divides the
+            gradient steps of a half-step, lest one begin with what the opposite process was.
         off_policy_ratio: Schedule of the share of groups that start off-policy, in [0, 1].
         reuse_path: Whether the path that found an off-policy start joins its group.
         inverse_temperature: Schedule of the factor of the goal's energy.
@@ -124,6 +144,9 @@ class HalfStep(NamedTuple):
     min_anchors: float = 4.0
     reanchor: bool = True
     first_coupling: Coupling = "reference"
+    divergence: Divergence = "exact"
+    cached_batches: int = 0
+    cache_every: int = 1
     off_policy_ratio: optax.Schedule = optax.constant_schedule(0.5)
     reuse_path: bool = True
     inverse_temperature: optax.Schedule = optax.constant_schedule(1.0)
@@ -143,6 +166,9 @@ class HalfStep(NamedTuple):
 Buffers = tuple[ReplayBuffer | None, ReplayBuffer | None]
 """Particles of the source and of the target; None for an end that is sampled."""
 
+Caches = tuple[Array | None, Array | None]
+"""Paths for the backward and for the forward half-step; None where none are kept."""
+
 
 class Inputs(NamedTuple):
     """What a half-step reads in one gradient step.
@@ -154,6 +180,7 @@ class Inputs(NamedTuple):
         buffers: The particles.
         step: The number of gradient steps that this direction has had so far.
         opposite_step: The number that the opposite process has had.
+        cache: Of paths of the opposite process; None where each batch is simulated anew.
     """
 
     params: Params
@@ -162,6 +189,7 @@ class Inputs(NamedTuple):
     buffers: Buffers
     step: Array
     opposite_step: Array
+    cache: Array | None = None
 
 
 Objective = Callable[[Params], tuple[Array, dict[str, Array]]]

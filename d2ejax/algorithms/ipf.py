@@ -8,7 +8,7 @@ energy-to-energy are one algorithm.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,15 @@ from d2ejax.algorithms.base import (
     Algorithm,
     Model,
     device_key,
-    device_mean,
+    gradient_step,
     init_model,
-    update_model,
 )
-from d2ejax.algorithms.half_steps import Buffers, HalfStep, Inputs, Objective
+from d2ejax.algorithms.half_steps import Buffers, Caches, HalfStep, Inputs, Objective
 from d2ejax.endpoints import base as endpoints
 from d2ejax.exploration import particles
 from d2ejax.typing import Array, Key, Params
+
+_T = TypeVar("_T")
 
 BACKWARD, FORWARD = 0, 1
 """Index of each direction in the state's models."""
@@ -39,6 +40,8 @@ class State(NamedTuple):
         models: The backward and the forward model; the parameters of each are a dict with the
             process's "drift" and the "potential" of the end that it starts from.
         buffers: Particles of the source and of the target; None for an end that is sampled.
+        caches: Paths of the opposite process for the backward and for the forward half-step,
+            `(cached_batches * batch_size, num_points, dim)`; None where none are kept.
         step: Gradient steps so far, those left out included.
         own_steps: How many of them trained each direction, shape `(2,)`; schedules and
             refreshes run on these.
@@ -51,6 +54,7 @@ class State(NamedTuple):
 
     models: tuple[Model, Model]
     buffers: Buffers
+    caches: Caches
     step: Array
     own_steps: Array
     skipped: Array
@@ -183,6 +187,7 @@ def ipf(
         return State(
             (backward_model, forward_model),
             _init_buffers(buffer_keys, forward),
+            (from_samples.init_cache(backward), from_samples.init_cache(forward)),
             step=zero,
             own_steps=jnp.zeros((2,), jnp.int32),
             skipped=zero,
@@ -253,28 +258,35 @@ def _train(
         state.own_steps[direction],
         state.own_steps[1 - direction],
     )
+    cache = state.caches[direction]
+    if cache is not None:
+        cache_key, step_key = jax.random.split(step_key)
+        inputs = inputs._replace(
+            cache=from_samples.refresh_cache(half, cache_key, inputs, cache)
+        )
     loss_fn, buffers = objective(half, step_key, inputs)
-    (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
-    loss, metrics, gradients = device_mean((loss, metrics, gradients), axis_name)
-    model, finite = update_model(model, gradients, loss, optimiser, decay=ema_decay)
+    model, finite, metrics = gradient_step(
+        loss_fn, model, optimiser, decay=ema_decay, axis_name=axis_name
+    )
     skipped = 1 - finite.astype(jnp.int32)
-    pair = (model, opposite) if direction == BACKWARD else (opposite, model)
     state = state._replace(
-        models=pair,
+        models=_pair(direction, model, opposite),
         # Particles of a step that was left out may be what broke it.
         buffers=jax.tree.map(partial(jnp.where, finite), buffers, state.buffers),
+        # Bad paths go with the next refresh; those before them may be of an older process.
+        caches=_pair(direction, inputs.cache, state.caches[1 - direction]),
         step=state.step + 1,
         own_steps=state.own_steps.at[direction].add(1),
         skipped=state.skipped + skipped,
         consecutive_skipped=(state.consecutive_skipped + skipped) * skipped,
         key=key,
     )
-    metrics |= {
-        "loss": loss,
-        "gradient_norm": optax.tree.norm(gradients),
-        "skipped": skipped.astype(jnp.float32),
-    }
     return state, metrics
+
+
+def _pair(direction: int, own: _T, other: _T) -> tuple[_T, _T]:
+    """What belongs to a direction and to the other one, in the order of the state."""
+    return (own, other) if direction == BACKWARD else (other, own)
 
 
 def _direction(plan: Schedule, step: Array) -> Array:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from d2ejax.plotting import style
 from d2ejax.plotting.style import Floats
 
-PHASES = {"backward": style.TARGET, "forward": style.SOURCE}
+PHASES = {"backward": style.TARGET, "forward": style.SOURCE, "matching": style.INK}
 # Metric: its title, and what its ideal is called.
 TRACKED = {
     "path_kl": ("Path KL [nats]", "optimum"),
@@ -110,7 +110,8 @@ def _loss_panel(axes: Axes, phase: str, steps: Floats, values: Floats) -> None:
     if not _log_scale(axes, finite):
         margin = 0.08 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
-    axes.set_title(f"Loss, {phase} half-step", size=style.PANEL_SIZE, color=style.INK)
+    title = f"Loss, {phase}" + (" half-step" if phase != "matching" else "")
+    axes.set_title(title, size=style.PANEL_SIZE, color=style.INK)
 
 
 def _metric_panel(

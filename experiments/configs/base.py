@@ -25,7 +25,10 @@ def get_config() -> ConfigDict:
     """Returns the default configuration, unlocked: validation finds unknown keys."""
     return _section(
         seed=0,  # of the training key; evaluation derives its own keys from it
-        method="ipf",  # the algorithm
+        # ipf | dsb | sde | dsbm: the algorithm - the last three are ipf between sampled ends,
+        # with mean_matching, sde_likelihood and bridge_matching for "auto"
+        # lightsb: a potential in closed form between sampled ends, see light
+        method="ipf",
         source=_endpoint(name="two_moons", access="samples"),  # p_0, the end at time 0
         target=_endpoint(name="ring", access="energy"),  # p_1, the end at time grid.t_max
         pair=_section(
@@ -60,6 +63,8 @@ def get_config() -> ConfigDict:
         # .086, 3000 of 256 at .098
         batch_size=128,
         ipf=_ipf(),
+        light=_light(),
+        matching=_matching(),
         optimiser=_optimiser(),
         exploration=_exploration(),
         parallel=_section(
@@ -77,6 +82,9 @@ def get_config() -> ConfigDict:
         evaluate=_section(
             num_samples=2000,  # samples in each set compared by W2²
             num_paths=10000,  # paths behind each Monte-Carlo estimate
+            # W2² of the ends of the probability flow as well: ten seconds more, and for what is
+            # trained on the times of the grid alone, an approximation
+            flow=False,
             plots=True,  # draw them; False for runs of which only the numbers matter
         ),
     )
@@ -119,6 +127,9 @@ def _network() -> ConfigDict:
         # drift that a network output of one stands for, in units of the reference's own
         # displacement per time, √variance(0, T) / T
         drift_scale=1.0,
+        # drift | endpoint: what the network's output stands for, the drift or the displacement
+        # of the end that the path runs to
+        prediction="drift",
         # feed the end's energy gradient to the drift, if it has one - in the plane the network
         # learns faster without (two moons after 3000 steps: .093 against .110); in many
         # dimensions it cannot do without (see mixtures.py)
@@ -141,10 +152,11 @@ def _ipf() -> ConfigDict:
         forward_steps=1000,  # gradient steps of each forward half-step
         # gradient steps of each backward half-step; all at the end with semi_discrete
         backward_steps=200,
-        # auto | likelihood | bridge_matching | log_variance | trajectory_balance |
-        # semi_discrete | hybrid; auto takes bridge_matching where the pinned end gives samples
-        # (likelihood if it is not re-anchored), semi_discrete where it gives an energy
-        # (log_variance for the backward half-step if the forward one is semi_discrete)
+        # auto | likelihood | bridge_matching | mean_matching | drift_matching |
+        # sde_likelihood | log_variance | trajectory_balance | semi_discrete | hybrid; auto
+        # takes bridge_matching where the pinned end gives samples (likelihood if it is not
+        # re-anchored), semi_discrete where it gives an energy (log_variance for the backward
+        # half-step if the forward one is semi_discrete)
         # - moons .16 with either loss that learns the opposite process, .112 with hybrid; from
         # data to data .129 with bridge_matching, .161 with likelihood
         forward_loss="auto",  # pinned end: the target
@@ -156,6 +168,15 @@ def _ipf() -> ConfigDict:
         # reference | independent: the ends that the first bridge-matching half-step couples -
         # the reference's are those of IPF, independent ones of iterative Markovian fitting
         first_coupling="reference",
+        # exact | hutchinson: the divergence in the loss sde_likelihood, by a derivative along
+        # each axis or along one random sign vector, which is noisier
+        divergence="exact",
+        # batches of the opposite process's paths that a half-step of samples keeps and draws
+        # its own from; 0: each is simulated anew
+        cached_batches=0,
+        # gradient steps after which those are simulated anew, a divisor of forward_steps and
+        # backward_steps
+        cache_every=100,
         # a half-step goes on from the parameters that it had before - moons .50 without
         warm_start=True,
         # N: paths that share a start, in the energy losses - between the variance of few paths
@@ -171,6 +192,39 @@ def _ipf() -> ConfigDict:
         # .019 after a hand-over at nine anchors
         min_anchors=4.0,
         use_ema_opposite=True,  # draw the opposite process from its averaged parameters
+    )
+
+
+def _light() -> ConfigDict:
+    return _section(
+        num_components=50,  # Gaussians in the potential
+        # the variance that they start with, in units of the reference's over [0, T], ε
+        init_share=0.1,
+        # gradient steps of the potential - moons to samples of the ring: 1000 end within 1e-4
+        # nats of 3000
+        steps=1000,
+        # gradient steps of the backward process, which is fitted to the finished plan
+        backward_steps=1000,
+        batch_size=1024,  # samples of each end in a gradient step of the potential
+        # of the potential, by Adam, at the peak of its cosine schedule; in units of x for the
+        # centres - dimension 16 after 1000 steps: 0.002 nats from the bridge, 0.006 with 1e-2
+        learning_rate=3e-2,
+    )
+
+
+def _matching() -> ConfigDict:
+    return _section(
+        num_steps=6000,  # gradient steps, as many as ipf takes
+        # auto | independent | entropic | exact: how a minibatch of both ends is paired; auto
+        # takes entropic for sf2m and eot, whose plan tends to the bridge's as the batch grows,
+        # and exact for cfm
+        coupling="auto",
+        coupling_epsilon_scale=1.0,  # ε of entropic, in units of the reference's variance(0, T)
+        # uniform | grid: times of sf2m and cfm, evenly spread or as dense as those of the grid
+        times="uniform",
+        num_times=20,  # times in a gradient step, shared by all pairs of the batch
+        score_weight=1.0,  # factor of the score's loss in sf2m
+        path_std=0.01,  # standard deviation around the straight lines of cfm
     )
 
 

@@ -4,8 +4,14 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from experiments.methods import ipf
+from experiments import fields
+from experiments.methods import ipf, light, matching
 from experiments.wiring import Method, Room
 
-METHODS: dict[str, Callable[[ConfigDict, Room], Method]] = {"ipf": ipf.build}
+METHODS: dict[str, Callable[[ConfigDict, Room], Method]] = {
+    "ipf": ipf.build,
+    "lightsb": light.build,
+    **dict.fromkeys(fields.LOSS_OF_METHOD, ipf.build),
+    **dict.fromkeys(fields.COUPLING_OF_METHOD, matching.build),
+}
 """Each maps a validated config and what is to be joined to the method, wired."""

@@ -133,6 +133,9 @@ def _half_step(
         min_anchors=settings.min_anchors,
         reanchor=settings.reanchor in ("both", "backward" if trained.backward else "forward"),
         first_coupling=settings.first_coupling,
+        divergence=settings.divergence,
+        cached_batches=settings.cached_batches,
+        cache_every=settings.cache_every,
         off_policy_ratio=optax.linear_schedule(
             exploring.off_policy_ratio, exploring.off_policy_ratio_end, anneal_steps
         ),

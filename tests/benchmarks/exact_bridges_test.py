@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import exact_bridges, runs
-from experiments import validation
+from experiments import build, validation
 from experiments.configs import mixtures
 from tests.experiments import small
 
@@ -46,7 +46,8 @@ def cells(*flags):
 
 def test_the_full_grid_leaves_out_what_a_pair_does_not_offer():
     full = cells()
-    assert len(full) == (6 + 2) * 4 * 3 * 2
+    sampled = [m for m in exact_bridges.METHODS.values() if m.target == "samples"]
+    assert len(full) == (len(exact_bridges.METHODS) + len(sampled)) * 4 * 3 * 2
     energies = {
         c["pair"] for c in full if exact_bridges.METHODS[c["method"]].target == "energy"
     }
@@ -75,9 +76,8 @@ def test_every_method_is_a_valid_configuration_of_its_budget(method, dim):
     # A keyword option may be new to the section; the command line adds it likewise.
     config = small.change(mixtures.get_config(), changes)
     checked = validation.validate(config)
-    assert checked.ipf.iterations * (
-        checked.ipf.forward_steps + checked.ipf.backward_steps
-    ) == (pytest.approx(900, abs=5))
+    total = build.build(checked).total_steps
+    assert total == pytest.approx(900, abs=5)
     assert checked.reference.sigma**2 * checked.grid.t_max == pytest.approx(0.25)
     assert checked.pair.options.dim == dim
 

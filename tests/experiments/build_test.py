@@ -149,6 +149,27 @@ def test_losses_follow_the_access_unless_told(wired, source, target, asked, loss
     assert plan.total == 2 * (3 + 2)
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "losses"),
+    [
+        ("dsb", {}, ("mean_matching", "mean_matching")),
+        ("dsb", {"ipf.forward_loss": "drift_matching"}, ("mean_matching", "drift_matching")),
+        ("sde", {"ipf.divergence": "hutchinson"}, ("sde_likelihood", "sde_likelihood")),
+        ("sde", {"ipf.backward_loss": "likelihood"}, ("likelihood", "sde_likelihood")),
+        ("dsbm", {"ipf.reanchor": "both"}, ("bridge_matching", "bridge_matching")),
+    ],
+)
+def test_a_method_between_samples_is_ipf_with_its_own_losses(wired, method, changes, losses):
+    cache = {"ipf.cached_batches": 3, "ipf.cache_every": 1}
+    given = {"method": method, "target.access": "samples"} | PLAIN | cache | changes
+    halves = wired(given)[:2]
+    assert tuple(half.loss for half in halves) == losses
+    for half in halves:
+        assert half.reanchor == (method == "dsbm")
+        assert half.divergence == given.get("ipf.divergence", "exact")
+        assert (half.cached_batches, half.cache_every) == (3, 1)
+
+
 def test_a_batch_is_split_over_the_devices(wired):
     backward, forward, _ = wired({"batch_size": 64})
     assert backward.batch_size == forward.batch_size == 64 // jax.local_device_count()
@@ -157,6 +178,26 @@ def test_a_batch_is_split_over_the_devices(wired):
         ValueError, match=r"batch_size = 36: must be a multiple of 16: groups of 2 on each of 8"
     ):
         build.build(config)
+
+
+def test_a_light_bridge_splits_both_of_its_batches():
+    config = {"method": "lightsb", "target.access": "samples"}
+    for key in ("batch_size", "light.batch_size"):
+        with pytest.raises(ValueError, match=f"^{key} = 36: must be a multiple of 8"):
+            build.build(small.shrunk("two_moons", config | {key: 36}))
+
+
+def test_a_light_bridge_is_judged_by_its_averages():
+    experiment = build.build(small.shrunk("lightsb"))
+    state = jax.eval_shape(on_one_device(experiment.algorithm.init), keys())
+    for params, model in (
+        (experiment.forward_params, state.potential),
+        (experiment.backward_params, state.backward),
+    ):
+        assert params(state) is model.average
+    assert not experiment.forward.backward and experiment.backward.backward
+    labels = [experiment.phase_of(step) for step in (0, 2, 3, 4)]
+    assert labels == [("forward 1", 3)] * 2 + [("backward 1", 5)] * 2
 
 
 def test_a_process_is_judged_by_its_average():
@@ -255,11 +296,22 @@ def test_data_to_energy_sees_no_sample_of_the_target_and_no_energy_of_the_source
     trace_both_half_steps(small.shrunk("two_moons", {"ipf.forward_loss": loss}))
 
 
-@pytest.mark.parametrize("reanchor", ["both", "none"])
-def test_data_to_data_sees_no_energy(forbidden, reanchor):
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gaussian_to_ring_d2d", {}),
+        ("gaussian_to_ring_d2d", {"ipf.reanchor": "none"}),
+        ("dsb", {"ipf.cache_every": 1}),
+        ("dsb", {"ipf.forward_loss": "drift_matching", "ipf.cached_batches": 0}),
+        ("sde_likelihood", {"ipf.cache_every": 1}),
+        ("dsbm", {"ipf.cache_every": 1}),
+        ("lightsb", {"source.name": "gaussian"}),
+    ],
+)
+def test_data_to_data_sees_no_energy(forbidden, name, changes):
     forbidden("gaussian", "log_density")
     forbidden("ring", "log_density")
-    trace_both_half_steps(small.shrunk("gaussian_to_ring_d2d", {"ipf.reanchor": reanchor}))
+    trace_both_half_steps(small.shrunk(name, changes))
 
 
 def test_the_proof_would_notice(forbidden):
@@ -303,6 +355,7 @@ DATA = {
     "variance.family": "bounded",
     "variance.bound": 5.0,
     "network.width": 5,
+    "network.prediction": "endpoint",
     "network.depth": 2,
     "network.num_frequencies": 2,
     "network.layer_norm": False,
@@ -357,7 +410,6 @@ ENERGY = {
 
 ELSEWHERE = {
     "seed",  # the loop draws the first key from it
-    "method",  # has one value
     "parallel.backend",  # the trainer takes it
     "parallel.cpu_devices",  # the command line sets it before JAX starts
     "loop.steps_per_dispatch",
@@ -366,6 +418,7 @@ ELSEWHERE = {
     "loop.max_consecutive_skipped",
     "evaluate.num_samples",
     "evaluate.num_paths",
+    "evaluate.flow",
     "evaluate.plots",
 }
 
@@ -379,7 +432,29 @@ PAIR = {
 }
 """Settings of two ends that are made as a pair."""
 
+PLAIN = {"ipf.reanchor": "none", "learn_variance": False}
+"""Settings that every loss between sampled ends allows."""
+
+LIGHT = {"method": "lightsb"}
+"""The settings of a light bridge."""
+
+MATCHING = PLAIN | {"method": "sf2m"}
+"""Settings of a flow and a score."""
+
 UNDER = {
+    "matching.num_steps": (MATCHING, 4),
+    "matching.coupling": (MATCHING, "independent"),
+    "matching.coupling_epsilon_scale": (MATCHING, 2.0),
+    "matching.times": (MATCHING | {"grid.num_steps": 3}, "grid"),
+    "matching.num_times": (MATCHING, 3),
+    "matching.score_weight": (MATCHING, 2.0),
+    "matching.path_std": (PLAIN | {"method": "cfm"}, 0.1),
+    "light.num_components": (LIGHT, 5),
+    "light.init_share": (LIGHT, 0.2),
+    "light.steps": (LIGHT, 4),
+    "light.backward_steps": (LIGHT, 3),
+    "light.batch_size": (LIGHT, 64),
+    "light.learning_rate": (LIGHT, 3e-3),
     "pair.name": (PAIR, "gaussian_plan"),
     "pair.options": (PAIR, {"num_components": 3}),
     "reference.rate": ({"reference.name": "ornstein_uhlenbeck"}, 2.0),
@@ -390,7 +465,15 @@ UNDER = {
     "reference.name": ({}, "ornstein_uhlenbeck"),
     # Both are the same for Brownian motion.
     "reference.discretisation": ({"reference.name": "ornstein_uhlenbeck"}, "euler"),
+    "method": (PLAIN, "dsb"),
     "ipf.first_coupling": ({"target.access": "samples"}, "independent"),
+    "ipf.divergence": (PLAIN | {"method": "sde"}, "hutchinson"),
+    # One divides any number of gradient steps.
+    "ipf.cached_batches": ({"ipf.cache_every": 1}, 2),
+    "ipf.cache_every": (
+        {"ipf.forward_steps": 2, "ipf.cached_batches": 2, "ipf.cache_every": 1},
+        2,
+    ),
     "ipf.num_anchors": ({"target.access": "energy", "ipf.forward_loss": "semi_discrete"}, 8),
     "ipf.min_anchors": ({"target.access": "energy", "ipf.forward_loss": "hybrid"}, 8.0),
     "ipf.backward_loss": (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import build, relations, validation
+from experiments import build, fields, relations, validation
 from tests.experiments import small
 from tests.experiments.conftest import ROOT
 
@@ -43,7 +43,8 @@ def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
     assert step == experiment.total_steps
     assert len(set(phases)) == len(phases)
     directions = {label.split()[0] for label in phases}
-    assert directions == {"backward", "forward"}
+    alternates = config.method not in fields.COUPLING_OF_METHOD
+    assert directions == ({"backward", "forward"} if alternates else {"matching"})
 
 
 @pytest.mark.parametrize(
@@ -53,11 +54,18 @@ def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
         ("gaussian_to_ring", ("gaussian", "samples"), ("ring", "energy")),
         ("gaussian_to_ring_d2d", ("gaussian", "samples"), ("ring", "samples")),
         ("moons_to_ring_d2d", ("two_moons", "samples"), ("ring", "samples")),
+        ("sf2m", ("gaussian", "samples"), ("eight_gaussians", "samples")),
+        ("cfm", ("gaussian", "samples"), ("eight_gaussians", "samples")),
+        ("eot", ("gaussian", "samples"), ("eight_gaussians", "samples")),
+        ("lightsb", ("two_moons", "samples"), ("ring", "samples")),
         ("cross_to_ring", ("cross", "energy"), ("ring", "energy")),
         ("gaussian_to_gaussian", ("gaussian", "samples"), ("gaussian", "energy")),
         ("mixtures", ("pair", "samples"), ("pair", "energy")),
         ("smoke", ("two_moons", "samples"), ("ring", "energy")),
         ("paper_gaussian_to_ring", ("gaussian", "samples"), ("ring", "energy")),
+        ("dsb", ("gaussian", "samples"), ("ring", "samples")),
+        ("sde_likelihood", ("gaussian", "samples"), ("ring", "samples")),
+        ("dsbm", ("gaussian", "samples"), ("ring", "samples")),
     ],
 )
 def test_ends_and_access(name, source, target):
@@ -75,6 +83,25 @@ def test_the_paper_has_its_own_settings_and_not_the_defaults():
     assert not (config.ipf.use_ema_opposite or config.network.energy_feature)
     # Its parameters are judged as they are: a moving average of decay 0 is no average.
     assert config.optimiser.ema_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "reanchor", "first_coupling"),
+    [
+        ("dsb", "mean_matching", "none", "reference"),
+        ("sde_likelihood", "sde_likelihood", "none", "reference"),
+        ("dsbm", "bridge_matching", "both", "independent"),
+    ],
+)
+def test_published_methods_between_samples_are_as_published(
+    name, loss, reanchor, first_coupling
+):
+    config = validation.validate(small.load(name))
+    assert relations.resolve_losses(config) == (loss, loss)
+    assert (config.ipf.reanchor, config.ipf.first_coupling) == (reanchor, first_coupling)
+    assert (config.grid.spacing, config.grid.num_steps) == ("uniform", 20)
+    assert not config.learn_variance and config.optimiser.name == "adamw"
+    assert config.ipf.cached_batches and config.reference.name == "brownian"
 
 
 @pytest.mark.parametrize("name", NAMES)

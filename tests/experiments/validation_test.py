@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from d2ejax.algorithms import half_steps
 from d2ejax.endpoints import registry
 from experiments import fields, relations, validation
 from experiments.configs import base
@@ -57,6 +58,8 @@ def test_the_checked_copy_is_locked_and_typed():
         ("ipf.forward_steps", 0, "an integer ≥ 1"),
         ("ipf.backward_steps", -1, "an integer ≥ 1"),
         ("ipf.forward_loss", "logvar", "one of 'auto', 'likelihood'"),
+        ("light.num_components", 0, "an integer ≥ 1"),
+        ("light.init_share", 0.0, "a number > 0"),
         ("grid.num_steps", 0, "an integer ≥ 1"),
         ("grid.t_max", 0.0, "a number > 0"),
         ("grid.power", 0.5, "a number ≥ 1"),
@@ -126,6 +129,8 @@ def test_bridge_matching_is_of_bridges_of_the_reference():
         ("samples", "energy", "trajectory_balance", "likelihood", None),
         ("samples", "samples", "bridge_matching", "likelihood", None),
         ("samples", "energy", "bridge_matching", "auto", "ipf.forward_loss"),
+        ("samples", "energy", "mean_matching", "auto", "ipf.forward_loss"),
+        ("energy", "samples", "auto", "sde_likelihood", "ipf.backward_loss"),
         ("energy", "samples", "auto", "bridge_matching", "ipf.backward_loss"),
         ("samples", "energy", "semi_discrete", "auto", None),
         ("energy", "samples", "auto", "semi_discrete", None),
@@ -158,11 +163,85 @@ def test_each_loss_needs_what_its_ends_offer(source, target, forward, backward, 
     assert "must be 'auto'" in text or "must be another loss" in text
 
 
+PLAIN = {
+    "source__access": "samples",
+    "target__access": "samples",
+    "ipf__reanchor": "none",
+    "learn_variance": False,
+}
+"""What every loss between sampled ends allows."""
+
+
+@pytest.mark.parametrize("loss", fields.FIXED_VARIANCE_LOSSES)
+def test_losses_of_a_fixed_variance_refuse_a_learned_one_and_rejoined_ends(loss):
+    for direction, other in (("forward", "backward"), ("backward", "forward")):
+        given = PLAIN | {f"ipf__{direction}_loss": loss}
+        validation.validate(changed(**given))
+        # The half-step of another loss may.
+        validation.validate(changed(**given | {"ipf__reanchor": other}))
+        for reanchor in ("both", direction):
+            text = message(**given | {"ipf__reanchor": reanchor})
+            assert text.startswith(f"ipf.reanchor = {reanchor!r}: must be 'none', or")
+            assert f"{loss!r} is of paths as they were drawn" in text
+        text = message(**given | {"learn_variance": True})
+        assert text.startswith(f"learn_variance = True: must be false with the loss {loss!r}")
+        assert text.endswith("right for a fixed diffusion coefficient alone")
+
+
+@pytest.mark.parametrize(("method", "loss"), fields.LOSS_OF_METHOD.items())
+def test_a_method_between_samples_needs_them_and_has_its_own_loss(method, loss):
+    reanchor = "both" if method == "dsbm" else "none"
+    given = PLAIN | {"method": method, "ipf__reanchor": reanchor}
+    config = validation.validate(changed(**given))
+    assert relations.resolve_losses(config) == (loss, loss)
+    config = validation.validate(changed(**given | {"ipf__forward_loss": "likelihood"}))
+    assert relations.resolve_losses(config) == (loss, "likelihood")
+    for end, name in (("source", "gaussian"), ("target", "ring")):
+        energy = {f"{end}__name": name, f"{end}__access": "energy"}
+        assert message(**given | energy) == (
+            f"{end}.access = 'energy': must be 'samples' with method = {method!r}"
+        )
+
+
+def test_bridge_matching_by_its_name_does_not_turn_into_the_likelihood():
+    text = message(**PLAIN | {"method": "dsbm"})
+    assert text.startswith("ipf.reanchor = 'none': must be 'both', or the half-step of")
+
+
+def test_a_half_step_begins_with_a_fresh_cache():
+    steps = {"ipf__forward_steps": 60, "ipf__backward_steps": 40, "ipf__cache_every": 15}
+    validation.validate(changed(**steps))
+    text = message(**steps, ipf__cached_batches=1)
+    assert text.startswith(
+        "ipf.cache_every = 15: must be a divisor of ipf.forward_steps = 60 and of "
+        "ipf.backward_steps = 40"
+    )
+    validation.validate(changed(**steps | {"ipf__cache_every": 20}, ipf__cached_batches=1))
+
+
+def test_losses_are_listed_as_the_library_knows_them():
+    assert set(half_steps.FROM_SAMPLES) == set(fields.SAMPLE_LOSSES)
+    assert set(half_steps.WITH_FIXED_VARIANCE) == set(fields.FIXED_VARIANCE_LOSSES)
+    assert set(half_steps.LOSSES) == {*fields.SAMPLE_LOSSES, *fields.ENERGY_LOSSES}
+
+
 def test_auto_follows_the_pinned_end():
     config = validation.validate(changed(source__access="samples", target__access="energy"))
     assert relations.resolve_losses(config) == ("bridge_matching", "semi_discrete")
     config = validation.validate(changed(source__access="energy", target__access="samples"))
     assert relations.resolve_losses(config) == ("semi_discrete", "bridge_matching")
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_a_light_bridge_has_no_form_for_an_energy(end):
+    samples = {"method": "lightsb", "source__access": "samples", "target__access": "samples"}
+    validation.validate(changed(**samples))
+    energy = {f"{end}__access": "energy", "source__name": "gaussian"}
+    assert message(**samples | energy) == (
+        f"{end}.access = 'energy': must be 'samples' with method = 'lightsb'"
+    )
+    text = message(**samples, light__backward_steps=10, optimiser__warmup_steps=10)
+    assert text.startswith("optimiser.warmup_steps = 10: must be fewer than the 10 gradient")
 
 
 def test_paths_per_start_matters_to_losses_of_groups_only():

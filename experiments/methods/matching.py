@@ -1,0 +1,178 @@
+"""Matching of coupled minibatches: flow and score, a flow alone, or kernels of both ways."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from d2ejax import couplings, flows, parallel, references
+from d2ejax.algorithms import matching
+from d2ejax.kernels import Process
+from d2ejax.typing import Array, Key, Params
+from experiments import fields, wiring
+from experiments.wiring import Method, Room
+
+_PHASES = 5
+"""A run is cut into as many; at the end of each the bridge is measured."""
+
+_STILL = 1e-4
+"""The noise of a process that follows a flow, in units of the reference's: float32 bears it,
+and no metric can see what it moves."""
+
+
+class _Wired(NamedTuple):
+    """What is trained, and by what.
+
+    Attributes:
+        objective: The loss and what it is evaluated on.
+        inits: Maps a key to the parameters, by the name of each network.
+        forward: The forward process.
+        backward: The backward process.
+        params: The names whose parameters each of the two processes has; None for all of them.
+        flow: Maps the parameters to the velocity of the flow, where it is learned.
+    """
+
+    objective: matching.Objective
+    inits: dict[str, Callable[[Key], Params]]
+    forward: Process
+    backward: Process
+    params: tuple[str, str] | None = None
+    flow: Callable[[Params], flows.Velocity] | None = None
+
+
+def build(config: ConfigDict, room: Room) -> Method:
+    """Wires "sf2m", "cfm" or "eot".
+
+    Args:
+        config: A validated config.
+        room: What to join.
+
+    Raises:
+        ValueError: If the batch does not divide over the devices.
+    """
+    devices, settings = parallel.num_devices(), config.matching
+    if config.batch_size % devices:
+        raise ValueError(
+            f"batch_size = {config.batch_size}: must be a multiple of {devices}, the number of "
+            "devices (on a CPU, parallel.cpu_devices)"
+        )
+    wired = {"sf2m": _flow_and_score, "cfm": _flow, "eot": _bridges}[config.method](
+        config, room
+    )
+
+    def init_params(key: Key) -> Params:
+        keys = jax.random.split(key, len(wired.inits))
+        return {
+            name: init(k) for k, (name, init) in zip(keys, wired.inits.items(), strict=True)
+        }
+
+    def params_of(which: int) -> Callable[[Any], Params]:
+        names = wired.params
+
+        def params(state: matching.State) -> Params:
+            average = state.model.average
+            return average if names is None else average[names[which]]
+
+        return params
+
+    flow = wired.flow
+    return Method(
+        algorithm=matching.matching(
+            room.ends,
+            _coupling(config, room),
+            wired.objective,
+            batch_size=config.batch_size // devices,
+            init_params=init_params,
+            optimiser=wiring.build_optimiser(config, settings.num_steps),
+            ema_decay=config.optimiser.ema_decay,
+            axis_name=parallel.AXIS,
+        ),
+        total_steps=settings.num_steps,
+        phase_of=_phases(settings.num_steps),
+        forward=wired.forward,
+        backward=wired.backward,
+        forward_params=params_of(0),
+        backward_params=params_of(1),
+        flow=None if flow is None else lambda state: flow(state.model.average),
+        has_noise=config.method != "cfm",
+    )
+
+
+def _flow_and_score(config: ConfigDict, room: Room) -> _Wired:
+    current, osmotic = (wiring.build_network(config, room, room.ends[1]) for _ in range(2))
+    forward, backward = flows.drift_networks(current.apply, osmotic.apply)
+    return _Wired(
+        objective=matching.flow_and_score(
+            current.apply,
+            osmotic.apply,
+            room.law,
+            room.grid,
+            draw_times=_times(config, room),
+            score_weight=config.matching.score_weight,
+        ),
+        inits={"current": current.init, "osmotic": osmotic.init},
+        forward=wiring.build_process(config, room, forward, backward=False),
+        backward=wiring.build_process(config, room, backward, backward=True),
+        flow=lambda params: flows.network_velocity(current.apply, params["current"], room.law),
+    )
+
+
+def _flow(config: ConfigDict, room: Room) -> _Wired:
+    current, t_max = wiring.build_network(config, room, room.ends[1]), config.grid.t_max
+    forward, backward = flows.drift_networks(current.apply)
+    sigma = _STILL * (float(room.law.variance(0.0, t_max)) / t_max) ** 0.5
+    still = room._replace(law=references.brownian(sigma))
+    return _Wired(
+        objective=matching.flow(
+            current.apply,
+            room.law,
+            room.grid,
+            draw_times=_times(config, room),
+            path_std=config.matching.path_std,
+        ),
+        inits={"current": current.init},
+        forward=wiring.build_process(config, still, forward, backward=False),
+        backward=wiring.build_process(config, still, backward, backward=True),
+        flow=lambda params: flows.network_velocity(current.apply, params["current"]),
+    )
+
+
+def _bridges(config: ConfigDict, room: Room) -> _Wired:
+    backward, forward = (wiring.build_side(config, room, backward=b) for b in (True, False))
+    return _Wired(
+        objective=matching.bridges(forward.process, backward.process, room.law, room.grid),
+        inits={"forward": forward.init, "backward": backward.init},
+        forward=forward.process,
+        backward=backward.process,
+        params=("forward", "backward"),
+    )
+
+
+def _coupling(config: ConfigDict, room: Room) -> couplings.Coupling:
+    settings = config.matching
+    name = settings.coupling
+    if name == "auto":
+        name = fields.COUPLING_OF_METHOD[config.method]
+    if name == "entropic":
+        return couplings.entropic(
+            room.law, config.grid.t_max, epsilon_scale=settings.coupling_epsilon_scale
+        )
+    return {"independent": couplings.independent, "exact": couplings.exact}[name]
+
+
+def _times(config: ConfigDict, room: Room) -> Callable[[Key], Array]:
+    settings = config.matching
+    return matching.stratified_times(room.grid, settings.num_times, spacing=settings.times)
+
+
+def _phases(total: int) -> Callable[[int], tuple[str, int]]:
+    length = -(-total // _PHASES)
+
+    def phase_of(step: int) -> tuple[str, int]:
+        if step >= total:
+            return "done", total
+        phase = step // length
+        return f"matching {phase + 1}", min((phase + 1) * length, total)
+
+    return phase_of
