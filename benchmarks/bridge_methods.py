@@ -64,7 +64,12 @@ METHODS = {
     "ipf E2E": Method("energy", "energy", {}, _FORWARD),
     # Published as methods of a fixed diffusion coefficient.
     "dsb": _from_samples("dsb", _EVEN, learn_variance=False, **{"ipf.reanchor": "none"}),
-    "sde": _from_samples("sde", _EVEN, learn_variance=False, **{"ipf.reanchor": "none"}),
+    "sde": _from_samples(
+        "sde",
+        _EVEN,
+        learn_variance=False,
+        **{"ipf.reanchor": "none", "ipf.divergence": "hutchinson"},
+    ),
     "dsbm": _from_samples(
         "dsbm", _EVEN, learn_variance=False, **{"ipf.first_coupling": "independent"}
     ),

@@ -28,7 +28,8 @@ RECORDS = "results.jsonl"
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 # Keys by which no two cells differ: how far a run is watched, and over which devices it is
-# spread (its record has `devices`; the objective is the same, random numbers are not).
+# spread (its record has `devices`; the objective is the same on any number of them, random
+# numbers are not).
 _FREE = ("loop.", "evaluate.", "parallel.")
 
 

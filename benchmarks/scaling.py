@@ -1,17 +1,18 @@
-"""Training time and peak memory against dimension, steps K and paths per start N.
+"""Training time and peak memory against dimension, steps K, batch, width and paths per start N.
 
 `python -m benchmarks.scaling --folder=runs/scaling` measures each cell in a process of its own,
 so that its peak of resident memory, that of compilation included, is its own. The time is that
 of a gradient step of the half-step that trains first, compilation left out: of D2E the forward
 one, which pins the energy of the target; of D2D the backward one, which pins the samples of the
 source and costs what its mirror image costs. In the folder it leaves results.jsonl (cells that
-have a record of the same configuration are not repeated), results.md with all records, and a
-figure per width and batch.
+have a record of the same configuration are not repeated), results.md with all records and how
+each cost grows, and scaling.png.
 """
 
 import argparse
 import itertools
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -26,14 +27,17 @@ from d2ejax import plotting
 from experiments import validation
 
 ACCESS = {"D2D": "samples", "D2E": "energy"}
-DEFAULTS = {"dim": 2, "num_steps": 20, "num_paths": 8}
+DEFAULTS = {"dim": 2, "num_steps": 20, "batch_size": 128, "width": 64, "num_paths": 8}
 AXES = {
     "dim": ("dimension", (2, 8, 32, 128, 512)),
     "num_steps": ("steps K", (10, 20, 50, 100)),
+    "batch_size": ("batch", (32, 128, 512, 2048, 8192)),
+    "width": ("width", (32, 64, 128, 256, 512)),
     # What D2D has no use for: its paths all start apart.
     "num_paths": ("paths per start N", (2, 4, 8, 16)),
 }
-_FIELDS = ("method", *DEFAULTS, "width", "batch_size")
+_FIELDS = ("method", *DEFAULTS)
+_FIGURE = "scaling.png"
 _COST = {"milliseconds": "ms / step", "peak_megabytes": "peak memory [MB]"}
 
 
@@ -44,7 +48,6 @@ def cells(args: argparse.Namespace) -> Iterator[Record]:
         for method in args.methods:
             for value in values:
                 cell = {"method": method, **DEFAULTS, axis: value}
-                cell |= {"width": args.width, "batch_size": args.batch_size}
                 if cell not in seen and not (axis == "num_paths" and method == "D2D"):
                     seen.append(cell)
                     yield cell
@@ -82,11 +85,10 @@ def measure_apart(cell: Cell, args: argparse.Namespace) -> Record:
 
 def table(records: Sequence[Record]) -> str:
     """A line per cell, in order."""
-    columns = ("width", "batch", "method", "dim", "K", "N", *_COST.values(), "compile [s]")
-    order = ("width", "batch_size", "method", *DEFAULTS)
+    columns = ("method", "dim", "K", "batch", "width", "N", *_COST.values(), "compile [s]")
     rows = []
-    for r in sorted(records, key=lambda r: [r[name] for name in order]):
-        row = [str(r[name]) for name in ("width", "batch_size", "method", "dim", "num_steps")]
+    for r in sorted(records, key=lambda r: [r[name] for name in _FIELDS]):
+        row = [str(r[name]) for name in _FIELDS[:-1]]
         row.append("-" if r["method"] == "D2D" else str(r["num_paths"]))
         row.append(r.get("failed") or runs.number(r["milliseconds"], 2))
         row += [
@@ -97,16 +99,32 @@ def table(records: Sequence[Record]) -> str:
     return runs.markdown(columns, rows)
 
 
+def growth(records: Sequence[Record]) -> str:
+    """By which power of each quantity a cost grows at its upper end: one is in proportion."""
+    columns = ("method", "quantity", "from", "to", *_COST.values())
+    rows = []
+    for method, (axis, (name, _)) in itertools.product(ACCESS, AXES.items()):
+        lines = [_line(records, method, axis, cost) for cost in _COST]
+        if min(len(line) for line in lines) < 2:
+            continue
+        powers = [_power(*line[-2:]) for line in lines]
+        ends = [str(x) for x, _ in lines[0][-2:]]
+        rows.append([method, name, *ends, *(runs.number(power, 2) for power in powers)])
+    return runs.markdown(columns, rows)
+
+
+def _power(start: tuple[float, float], end: tuple[float, float]) -> float:
+    return math.log(end[1] / start[1]) / math.log(end[0] / start[0])
+
+
 def panels(records: Sequence[Record]) -> list[plotting.Panel]:
     """A row of time and one of memory; a panel per quantity that was varied."""
     found = []
     for cost, y_label in _COST.items():
         for axis, (x_label, _) in AXES.items():
-            fixed = {name: value for name, value in DEFAULTS.items() if name != axis}
-            part = [r for r in records if all(r[n] == v for n, v in fixed.items())]
             lines = {}
             for method in ACCESS:
-                line = sorted((r[axis], r[cost]) for r in part if _shown(r, method, axis, cost))
+                line = _line(records, method, axis, cost)
                 if line:
                     x, y = zip(*line, strict=True)
                     lines[method] = (x, y)
@@ -115,9 +133,15 @@ def panels(records: Sequence[Record]) -> list[plotting.Panel]:
     return found
 
 
-def _shown(record: Record, method: str, axis: str, cost: str) -> bool:
-    meaningless = axis == "num_paths" and method == "D2D"
-    return record["method"] == method and cost in record and not meaningless
+def _line(
+    records: Sequence[Record], method: str, axis: str, cost: str
+) -> list[tuple[float, float]]:
+    """A cost against one quantity, the others at their defaults."""
+    if axis == "num_paths" and method == "D2D":
+        return []
+    fixed = {"method": method} | {n: value for n, value in DEFAULTS.items() if n != axis}
+    part = [r for r in records if cost in r and all(r[n] == v for n, v in fixed.items())]
+    return sorted((r[axis], r[cost]) for r in part)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -126,8 +150,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     runs.add_flags(parser, "runs/scaling")
     add("--methods", type=runs.listed(str, ACCESS), default=list(ACCESS))
-    add("--width", type=int, default=64, help="of the hidden layers")
-    add("--batch_size", type=int, default=128, help="paths scored in one gradient step")
     add("--dispatch", type=int, default=50, help="gradient steps in one dispatch")
     add("--repeats", type=int, default=3, help="dispatches timed; the fastest counts")
     add("--cell", type=json.loads, help="measure this cell alone, here, and print it")
@@ -135,18 +157,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def write(folder: Path) -> None:
-    """Writes and prints the table of all records, and draws them per width and batch."""
+    """Writes and prints the tables of all records, and draws them."""
     records = runs.newest(runs.read_records(folder / runs.RECORDS), _FIELDS)
-    text = table(records)
+    text = f"{table(records)}\n\n{growth(records)}"
     (folder / "results.md").write_text(text + "\n")
     print(text)
-    sizes = [sorted({r[name] for r in records}) for name in ("width", "batch_size")]
-    for width, batch in itertools.product(*sizes):
-        drawn = panels([r for r in records if (r["width"], r["batch_size"]) == (width, batch)])
-        if drawn:
-            title = f"Cost of a gradient step, batch {batch}, width {width}"
-            figure = plotting.comparison(drawn, title=title, columns=len(drawn) // len(_COST))
-            plotting.save(figure, folder / f"scaling_width{width}_batch{batch}.png")
+    drawn = panels(records)
+    if drawn:
+        title = "Cost of a gradient step"
+        figure = plotting.comparison(drawn, title=title, columns=len(drawn) // len(_COST))
+        plotting.save(figure, folder / _FIGURE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

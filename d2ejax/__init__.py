@@ -21,8 +21,13 @@ from d2ejax.algorithms.half_steps import losses_by_access as losses_by_access
 from d2ejax.algorithms.ipf import Schedule as Schedule
 from d2ejax.algorithms.ipf import ipf as ipf
 from d2ejax.algorithms.ipf import schedule as schedule
+from d2ejax.algorithms.light import LightPhases as LightPhases
 from d2ejax.algorithms.light import light_bridge as light_bridge
+from d2ejax.algorithms.matching import bridge_regression as bridge_regression
+from d2ejax.algorithms.matching import flow_alone as flow_alone
+from d2ejax.algorithms.matching import flow_and_score as flow_and_score
 from d2ejax.algorithms.matching import matching as matching
+from d2ejax.algorithms.matching import stratified_times as stratified_times
 from d2ejax.endpoints.base import Endpoint as Endpoint
 from d2ejax.endpoints.registry import make_endpoint as make_endpoint
 from d2ejax.flows import probability_flow as probability_flow

@@ -5,10 +5,11 @@ Backward  R(x_k | x_{k+1}) = N(b_k x_{k+1} + γ_k u(x_{k+1}, t_{k+1}), v_k · w_
 
 where u and the log-variance s behind w are what the network returns, so that zeros are exactly
 the reference (forward) and its reversal with zero score (backward). What u is depends on the
-prediction: the drift, γ_k = Δ_k, or where the path will end, γ_k = T β_k, with β_k what an end
-moved by one moves the next state by, when it is pinned there (Δ_k/(T - t_k) for Brownian
-motion); u is then the displacement of that end per unit of time. One formula covers the
-variance families:
+prediction. It is the drift, for which γ_k = Δ_k or, where steps are the reference's own
+transitions, v_k/(a_k g(t)²), by which a drift g²∇log h moves the mean while the score holds
+still. Or it is where the path will end, γ_k = T β_k, with β_k what an end moved by one moves
+the next state by, when that is pinned there (Δ_k/(T - t_k) for Brownian motion): u is then the
+displacement of the end per unit of time. One formula covers the variance families:
 
     w_k = ρ_k + (1 - ρ_k) exp(s),   s = bound · tanh(raw / bound),
 
@@ -225,6 +226,9 @@ def _steps(
         # The reversal under a flat marginal: Bayes' rule with a constant prior.
         scale, variance = 1.0 / scale, variance / scale**2
     gain = grid.steps
+    if discretisation == "exact":
+        diffusion = reference.diffusion(t_next if backward else t)
+        gain = reference.variance(t, t_next) / (reference.scale(t, t_next) * diffusion**2)
     if prediction == "endpoint":
         gain = _pull(reference, grid, backward) * grid.t_max
     return Step(

@@ -38,6 +38,7 @@ class TimeMLP(nn.Module):
         layer_norm: Whether to normalise before each activation.
         dtype: Of the products and activations between the first layer and the head. The
             parameters, the time, the first layer and the outputs are float32.
+        num_skipped: Number of further functions of time, zero at first, which `embed` adds.
     """
 
     num_outputs: int
@@ -46,6 +47,7 @@ class TimeMLP(nn.Module):
     num_frequencies: int
     layer_norm: bool
     dtype: DType = jnp.float32
+    num_skipped: int = 0
 
     def setup(self) -> None:
         """Names the layers."""
@@ -62,15 +64,18 @@ class TimeMLP(nn.Module):
         if self.layer_norm:
             self.norm = [_Scale() for _ in range(self.depth)]
         self.head = _Head(self.num_outputs)
+        if self.num_skipped:
+            self.skip = _Head(self.num_skipped)
 
     def __call__(self, x: Array, fraction: Array) -> Array:
         """Maps `(num_inputs,)` and t/T to `(num_outputs,)`."""
         return self.at_embedding(x, self.embed(fraction))
 
     def embed(self, fraction: Array) -> list[Array]:
-        """What t/T adds to each of the layers, `(width,)`."""
+        """What t/T adds to each of the layers, `(width,)`, and what passes by them all."""
         features = time_features(fraction, self.num_frequencies)
-        return jnp.split(self.time(features), self.depth)
+        shifts = jnp.split(self.time(features), self.depth)
+        return [*shifts, self.skip(features)] if self.num_skipped else shifts
 
     def at_embedding(self, x: Array, embedding: list[Array]) -> Array:
         """The outputs at x and at the time that was embedded."""
@@ -78,7 +83,7 @@ class TimeMLP(nn.Module):
         if self.layer_norm:
             norms = self.norm
         hidden = x
-        for dense, norm, shift in zip(self.hidden, norms, embedding, strict=True):
+        for dense, norm, shift in zip(self.hidden, norms, embedding[: self.depth], strict=True):
             hidden = nn.silu(norm((dense(hidden) + shift).astype(self.dtype)))
         return self.head(hidden)
 
@@ -169,6 +174,7 @@ def drift_network(
     drift_scale: float = 1.0,
     log_density: LogDensity | None = None,
     score_clip: float = 100.0,
+    affine: bool = False,
     dtype: DType = jnp.float32,
 ) -> NetworkPair:
     """A network for the drift and log-variance of a process, zero at its initialisation.
@@ -187,6 +193,9 @@ def drift_network(
         drift_scale: Factor of the drift's output: the size of drift that an output of one is.
         log_density: If given, the energy feature's log-density.
         score_clip: Largest norm of the score that the network sees.
+        affine: Whether to add a(t) ⊙ x + b(t) to the drift, a and b learned and zero at first:
+            what the bridge between two isotropic Gaussians has, and in many dimensions
+            normalised layers can hardly say.
         dtype: Of the hidden layers' products and activations, see `TimeMLP`.
 
     Returns:
@@ -199,6 +208,7 @@ def drift_network(
         num_frequencies=num_frequencies,
         layer_norm=layer_norm,
         dtype=dtype,
+        num_skipped=2 * dim if affine else 0,
     )
     score = None if log_density is None else clipped_score(log_density, score_clip)
 
@@ -223,6 +233,9 @@ def drift_network(
         drift, *rest = jnp.split(outputs, module.num_outputs // dim)
         if s is not None:
             drift = drift + rest[1] * s
+        if affine:
+            slope, offset = jnp.split(embedding[-1], 2)
+            drift = drift + slope * x + offset
         return drift_scale * drift, rest[0]
 
     return NetworkPair(init, EmbeddedNetwork(embed, apply))

@@ -18,6 +18,9 @@ import orbax.checkpoint as ocp
 from experiments import workdir
 from experiments.errors import InputError
 
+_CACHES = "caches."
+"""The start of the names of what gradient steps simulate and draw from."""
+
 
 class Saved(NamedTuple):
     """A checkpoint as it lies on disk, checked but not yet on a device.
@@ -127,13 +130,23 @@ def place(saved: Saved, like: Any) -> Any:
     return _from_arrays(saved.arrays, like)
 
 
-def of_first_device(saved: Saved, num_devices: int) -> Saved:
-    """A checkpoint in which every device has the state of the first, to be judged elsewhere."""
+def of_first_device(saved: Saved, like: Any) -> Saved:
+    """A checkpoint in which every device has the state of the first, to be judged elsewhere.
 
-    def repeat(array: np.ndarray) -> np.ndarray:
+    Args:
+        saved: From `read`.
+        like: A state on the devices that are to judge it. Of its caches, which no judgement
+            reads, the size depends on the number of devices: they stay as they are in it.
+    """
+    here = _to_arrays(like)
+
+    def moved(name: str, array: np.ndarray) -> np.ndarray:
+        if name.startswith(_CACHES) and name in here:
+            return here[name]
         return np.repeat(array[:1], num_devices, axis=0)
 
-    arrays = {name: repeat(array) for name, array in saved.arrays.items()}
+    num_devices = len(next(iter(here.values())))
+    arrays = {name: moved(name, array) for name, array in saved.arrays.items()}
     empty = {
         name: leaf | {"shape": [num_devices, *leaf["shape"][1:]]}
         for name, leaf in saved.leaves.items()

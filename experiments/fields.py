@@ -26,6 +26,9 @@ COUPLING_OF_METHOD = {"sf2m": "entropic", "eot": "entropic", "cfm": "exact"}
 FLOWS = ("sf2m", "cfm")
 """Those of them that learn a flow rather than the kernels of two processes."""
 
+WITHOUT_HALF_STEPS = (*COUPLING_OF_METHOD, "lightsb")
+"""Methods that are not IPF."""
+
 FIELDS: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
     "method": choice("ipf", *LOSS_OF_METHOD, *COUPLING_OF_METHOD, "lightsb"),
@@ -61,6 +64,7 @@ FIELDS: dict[str, Rule] = {
     "network.drift_scale": number(above=0),
     "network.prediction": choice("drift", "endpoint"),
     "network.energy_feature": boolean(),
+    "network.affine": boolean(),
     "network.score_clip": number(above=0),
     "network.dtype": choice("float32", "bfloat16"),
     "network.steps_at_once": integer(0),

@@ -146,6 +146,21 @@ RELATIONS_OF_SAMPLES: tuple[Relation, ...] = (
         ),
     ),
     Relation(
+        "ipf.first_coupling",
+        lambda c: (
+            c.ipf.first_coupling == "reference"
+            or c.method in fields.WITHOUT_HALF_STEPS
+            or (
+                c.source.access == c.target.access == "samples"
+                and resolve_losses(c)[0] == "bridge_matching"
+            )
+        ),
+        lambda c: (
+            "'reference', or ends that both are samples and the loss 'bridge_matching' of the "
+            "first half-step, the backward one"
+        ),
+    ),
+    Relation(
         "learn_variance",
         lambda c: not c.learn_variance or not _has_loss(c, *fields.FIXED_VARIANCE_LOSSES),
         lambda c: (
@@ -185,6 +200,21 @@ RELATIONS_OF_MATCHING: tuple[Relation, ...] = (
         "network.prediction",
         lambda c: c.network.prediction == "drift" or c.method not in fields.FLOWS,
         lambda c: f"'drift' with method = {c.method!r}: its networks are velocities",
+    ),
+    Relation(
+        "network.steps_at_once",
+        lambda c: not c.network.steps_at_once or c.method not in fields.FLOWS,
+        lambda c: f"0 with method = {c.method!r}, which scores no paths",
+    ),
+    Relation(
+        "optimiser.backward_ratio",
+        lambda c: c.optimiser.backward_ratio == 1 or c.method not in fields.COUPLING_OF_METHOD,
+        lambda c: f"1 with method = {c.method!r}, which trains both directions in one step",
+    ),
+    Relation(
+        "reference.discretisation",
+        lambda c: c.reference.discretisation == "exact" or c.method != "lightsb",
+        lambda c: "'exact' with method = 'lightsb', whose steps are those of the bridge itself",
     ),
 )
 """Conditions of methods that match coupled minibatches."""

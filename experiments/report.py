@@ -71,7 +71,8 @@ def write_samples(
     """Writes paths of the forward process, started in the source, to an .npz file.
 
     Arrays: times (K+1,), paths (N, K+1, dim), x0 and x1 (N, dim), log_forward, log_backward,
-    log_reference (N,) and log_weights (N,), the last NaN where an end has no log-density.
+    log_reference (N,) and log_weights (N,): the last NaN where an end has no log-density, and
+    all of them for a flow, whose paths have none.
 
     Args:
         config: The run's config.
@@ -83,15 +84,15 @@ def write_samples(
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     experiment, found = judged.experiment, judged.forward(state, key, num_samples)
     weights = judge.log_weights(experiment, found)
+    undefined = np.full(num_samples, np.nan)
+    laws = ("log_forward", "log_backward", "log_reference")
     arrays = {
         "times": experiment.grid.times,
         "paths": found.paths,
         "x0": found.paths[:, 0],
         "x1": found.paths[:, -1],
-        "log_forward": found.log_forward,
-        "log_backward": found.log_backward,
-        "log_reference": found.log_reference,
-        "log_weights": np.full(num_samples, np.nan) if weights is None else weights,
+        **{name: getattr(found, name) if experiment.has_noise else undefined for name in laws},
+        "log_weights": undefined if weights is None else weights,
     }
     single: dict[str, Any] = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
     np.savez(output, **single)

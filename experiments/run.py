@@ -137,8 +137,8 @@ def _restore(args: Arguments) -> tuple[Any, Any]:
     saved = checkpoints.read(args.workdir / workdir.CHECKPOINTS)
     experiment, trainer = build_trainer(args)
     # Whatever the devices that trained it: one of them is judged.
-    here = checkpoints.of_first_device(saved, trainer.num_devices)
-    state = checkpoints.place(here, trainer.init(jax.random.key(args.config.seed)))
+    like = trainer.init(jax.random.key(args.config.seed))
+    state = checkpoints.place(checkpoints.of_first_device(saved, like), like)
     return experiment, loop.Result(state, saved.step, loop.Times(**saved.metadata["times"]))
 
 

@@ -103,6 +103,7 @@ def build_network(config: ConfigDict, room: Room, goal: Endpoint) -> networks.Ne
         drift_scale=given.drift_scale * float(room.law.variance(0.0, t_max)) ** 0.5 / t_max,
         log_density=goal.log_density if given.energy_feature else None,
         score_clip=given.score_clip,
+        affine=given.affine,
         dtype=given.dtype,
     )
 
@@ -174,3 +175,24 @@ def _matrices(params: dict[str, Array]) -> dict[str, contrib.MuonDimensionNumber
     """Which axes are inputs and outputs, of matrices that are gathered by shape."""
     stacked = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return {name: None if name == gathered.REST else stacked for name in params}
+
+
+def share(name: str, size: int, *, groups_of: int = 1) -> int:
+    """A batch's share on each device.
+
+    Args:
+        name: The key that it has in a config.
+        size: Of the whole batch.
+        groups_of: How many of it stay together.
+
+    Raises:
+        ValueError: If it cannot be shared out.
+    """
+    devices = parallel.num_devices()
+    whole = devices * groups_of
+    if size % whole:
+        raise ValueError(
+            f"{name} = {size}: must be a multiple of {whole}: groups of {groups_of} on each of "
+            f"{devices} devices (on a CPU, parallel.cpu_devices)"
+        )
+    return size // devices

@@ -343,3 +343,20 @@ def test_a_predicted_endpoint_is_where_the_step_is_pinned(reference, backward):
             end = reference.scale(t, GRID.t_max) * x + T_MAX * shift
             mean, _ = references.pinned(reference, x, end, t_next, start=t, end=GRID.t_max)
         np.testing.assert_allclose(found[k], mean, rtol=2e-4, atol=1e-5)
+
+
+@every_reference
+def test_exact_steps_take_a_drift_as_the_reference_tilted_by_it_does(reference):
+    # h(x_T) = exp(cᵀx_T) tilts a step by its variance times what is left of c at its end, and
+    # is a drift of g(t)² scale(t, T) c.
+    c = jnp.asarray([0.6, -1.1])
+
+    def network(params, x, t):
+        size = reference.diffusion(t) ** 2 * reference.scale(t, GRID.t_max)
+        return size * c, jnp.zeros_like(x)
+
+    process = kernels.process(network, reference, GRID, discretisation="exact")
+    found, _ = all_steps(process, None, jnp.zeros(2))
+    for k, (t, t_next) in enumerate(zip(GRID.times[:-1], GRID.times[1:], strict=True)):
+        left = reference.variance(t, t_next) * reference.scale(t_next, GRID.t_max)
+        np.testing.assert_allclose(found[k], left * c, rtol=2e-4)

@@ -118,6 +118,24 @@ def test_gain_multiplies_the_score(key):
     np.testing.assert_allclose(log_variance, [0.2, 0.3], rtol=1e-6)
 
 
+def test_an_affine_part_is_of_time_alone_and_of_each_coordinate(key):
+    network = networks.drift_network(2, T_MAX, width=8, depth=1, drift_scale=2.0, affine=True)
+    params = network.init(key)
+    x, t = jnp.asarray([3.0, -4.0]), jnp.float32(0.3)
+    for output in network.apply(params, x, t):
+        np.testing.assert_array_equal(output, np.zeros(2))
+    skip = params["params"]["skip"]
+    moved = skip | {"bias": jnp.asarray([1.0, 0.5, 0.2, -0.3])}
+    changed = {"params": params["params"] | {"skip": moved}}
+    drift, log_variance = network.apply(changed, x, t)
+    # Slopes, then offsets.
+    np.testing.assert_allclose(drift, 2.0 * np.array([3.2, -2.3]), rtol=1e-6)
+    np.testing.assert_array_equal(log_variance, np.zeros(2))
+    # It is learned, as a function of time.
+    slopes = jax.grad(lambda p: jnp.sum(network.apply(p, x, t)[0]))(params)["params"]["skip"]
+    assert np.all(np.asarray(slopes["kernel"]) != 0)
+
+
 def test_gain_sees_the_clipped_score(key):
     network = networks.drift_network(
         2, T_MAX, width=8, depth=1, log_density=gaussian_energy, score_clip=1.0

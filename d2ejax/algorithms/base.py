@@ -110,6 +110,22 @@ def gradient_step(
     return model, finite, metrics | own
 
 
+def counted(state: Any, finite: Array) -> Any:
+    """The state after a gradient step that was taken, or left out.
+
+    Args:
+        state: Has the fields `step`, `skipped` and `consecutive_skipped`: gradient steps so
+            far, those left out, and the length of the current run of such steps.
+        finite: Whether the step was taken.
+    """
+    skipped = 1 - finite.astype(jnp.int32)
+    return state._replace(
+        step=state.step + 1,
+        skipped=state.skipped + skipped,
+        consecutive_skipped=(state.consecutive_skipped + skipped) * skipped,
+    )
+
+
 def device_mean(tree: Any, axis_name: str | None) -> Any:
     """The mean over a mapped axis of devices; the tree itself where there is none."""
     if axis_name is None:

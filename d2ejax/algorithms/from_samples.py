@@ -179,6 +179,10 @@ def _sde_likelihood(
     half: HalfStep, key: Key, inputs: Inputs, paths: Array
 ) -> Callable[[Params], Array]:
     given, steps = _given(paths, backward=half.trained.backward), half.trained.steps
+    # A step of the reference scales what its own noise adds, so that its reversal has another
+    # variance; what turns a score into a drift is between them. All are one without a drift.
+    both = steps.log_variance + half.opposite.steps.log_variance
+    variances = jnp.exp(0.5 * both)
     opposite_drifts = rollouts.step_drifts(half.opposite, inputs.opposite["drift"], given)
     probes = None
     if half.divergence == "hutchinson":
@@ -187,7 +191,7 @@ def _sde_likelihood(
     def loss(params: Params) -> Array:
         drifts, divergences = rollouts.step_divergences(half.trained, params, given, probes)
         return losses.sde_likelihood_loss(
-            drifts, divergences, opposite_drifts, jnp.exp(steps.log_variance), steps.length
+            drifts, divergences, opposite_drifts, variances, steps.length
         )
 
     return loss

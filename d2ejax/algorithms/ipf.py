@@ -18,6 +18,7 @@ from d2ejax.algorithms import from_energy, from_samples, half_steps
 from d2ejax.algorithms.base import (
     Algorithm,
     Model,
+    counted,
     device_key,
     gradient_step,
     init_model,
@@ -161,7 +162,17 @@ def ipf(
 
     Returns:
         The algorithm; its state is a `State`.
+
+    Raises:
+        ValueError: If a half-step would begin with paths cached before it.
     """
+    for direction, steps in (*plan.segments, *plan.final):
+        half = (backward, forward)[direction]
+        if half.cached_batches and steps % half.cache_every:
+            raise ValueError(
+                f"cache_every = {half.cache_every}: must be a divisor of {steps}, the gradient "
+                "steps of its half-step"
+            )
     branches = [
         partial(
             _train,
@@ -268,20 +279,16 @@ def _train(
     model, finite, metrics = gradient_step(
         loss_fn, model, optimiser, decay=ema_decay, axis_name=axis_name
     )
-    skipped = 1 - finite.astype(jnp.int32)
     state = state._replace(
         models=_pair(direction, model, opposite),
         # Particles of a step that was left out may be what broke it.
         buffers=jax.tree.map(partial(jnp.where, finite), buffers, state.buffers),
         # Bad paths go with the next refresh; those before them may be of an older process.
         caches=_pair(direction, inputs.cache, state.caches[1 - direction]),
-        step=state.step + 1,
         own_steps=state.own_steps.at[direction].add(1),
-        skipped=state.skipped + skipped,
-        consecutive_skipped=(state.consecutive_skipped + skipped) * skipped,
         key=key,
     )
-    return state, metrics
+    return counted(state, finite), metrics
 
 
 def _pair(direction: int, own: _T, other: _T) -> tuple[_T, _T]:

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from d2ejax import losses
-from d2ejax.algorithms.base import Algorithm, Model, device_key, gradient_step, init_model
+from d2ejax.algorithms.base import (
+    Algorithm,
+    Model,
+    counted,
+    device_key,
+    gradient_step,
+    init_model,
+)
 from d2ejax.algorithms.bridges import bridge_loss, pinned_paths
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
@@ -48,7 +55,7 @@ class State(NamedTuple):
     key: Key
 
 
-class Phases(NamedTuple):
+class LightPhases(NamedTuple):
     """What the gradient steps of a run are spent on.
 
     Attributes:
@@ -74,7 +81,7 @@ def light_bridge(
     backward: Process,
     ends: tuple[Endpoint, Endpoint],
     grid: TimeGrid,
-    phases: Phases,
+    phases: LightPhases,
     *,
     init_backward: Callable[[Key], Params],
     optimisers: tuple[optax.GradientTransformation, optax.GradientTransformation],
@@ -128,12 +135,12 @@ def light_bridge(
 
     def fit_potential(state: State, key: Key) -> tuple[State, dict[str, Array]]:
         model, finite, metrics = update(on_ends(key), state.potential, optimisers[0])
-        return _counted(state._replace(potential=model), finite), metrics
+        return counted(state._replace(potential=model), finite), metrics
 
     def fit_backward(state: State, key: Key) -> tuple[State, dict[str, Array]]:
         loss = on_paths(key, state.potential.average)
         model, finite, metrics = update(loss, state.backward, optimisers[1])
-        return _counted(state._replace(backward=model), finite), metrics
+        return counted(state._replace(backward=model), finite), metrics
 
     def step(state: State) -> tuple[State, dict[str, Array]]:
         key, step_key = jax.random.split(state.key)
@@ -179,13 +186,3 @@ def _on_paths(
         return bridge_loss(backward, params, paths, potential.reference, grid), {}
 
     return loss
-
-
-def _counted(state: State, finite: Array) -> State:
-    """The state after a gradient step that was taken, or left out."""
-    skipped = 1 - finite.astype(jnp.int32)
-    return state._replace(
-        step=state.step + 1,
-        skipped=state.skipped + skipped,
-        consecutive_skipped=(state.consecutive_skipped + skipped) * skipped,
-    )

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 import optax
 
 from d2ejax import losses, references, rollouts
-from d2ejax.algorithms.base import Algorithm, Model, device_key, gradient_step, init_model
+from d2ejax.algorithms.base import (
+    Algorithm,
+    Model,
+    counted,
+    device_key,
+    gradient_step,
+    init_model,
+)
 from d2ejax.algorithms.bridges import bridge_loss, pinned_paths
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
@@ -33,6 +40,8 @@ SPACINGS: tuple[Spacing, ...] = ("uniform", "grid")
 MARGIN = 1e-3
 """Share of [0, T] left out at either end, where the conditional flow of a bridge is noise: its
 second moment diverges as the logarithm of this."""
+
+Coupling = Callable[[Key, Array, Array], tuple[Array, Array]]
 
 Objective = Callable[[Key, Array, Array], Callable[[Params], tuple[Array, dict[str, Array]]]]
 """Maps `(key, x_0, x_1)`, coupled ends `(n, dim)`, to the loss of parameters on what is drawn
@@ -59,7 +68,7 @@ class State(NamedTuple):
 
 def matching(
     ends: tuple[Endpoint, Endpoint],
-    couple: Callable[[Key, Array, Array], tuple[Array, Array]],
+    couple: Coupling,
     objective: Objective,
     *,
     batch_size: int,
@@ -72,8 +81,8 @@ def matching(
 
     Args:
         ends: What the source and the target offer to training: samples.
-        couple: Re-pairs `(key, x_0, x_1)`; see `d2ejax.couplings`. Each device couples its own
-            part of the batch.
+        couple: Re-pairs `(key, x_0, x_1)`; see `d2ejax.couplings`. What it sees is the batch
+            of all devices: of less, an optimal plan would be another.
         objective: What is drawn between the pairs, and the loss on it.
         batch_size: Pairs in one gradient step, on each device.
         init_params: Maps a key to the parameters.
@@ -99,21 +108,30 @@ def matching(
     def step(state: State) -> tuple[State, dict[str, Array]]:
         key, *keys = jax.random.split(state.key, 5)
         x_0, x_1 = samplers[0](keys[0], batch_size), samplers[1](keys[1], batch_size)
-        loss_fn = objective(keys[2], *couple(keys[3], x_0, x_1))
+        pairs = _coupled(couple, keys[3], x_0, x_1, axis_name)
+        loss_fn = objective(keys[2], *pairs)
         model, finite, metrics = gradient_step(
             loss_fn, state.model, optimiser, decay=ema_decay, axis_name=axis_name
         )
-        skipped = 1 - finite.astype(jnp.int32)
-        state = State(
-            model=model,
-            step=state.step + 1,
-            skipped=state.skipped + skipped,
-            consecutive_skipped=(state.consecutive_skipped + skipped) * skipped,
-            key=key,
-        )
-        return state, metrics
+        return counted(state._replace(model=model, key=key), finite), metrics
 
     return Algorithm(init, step)
+
+
+def _coupled(
+    couple: Coupling, key: Key, x_0: Array, x_1: Array, axis_name: str | None
+) -> tuple[Array, Array]:
+    """This device's share of the pairs of the whole batch, the same on all of them."""
+    if axis_name is None:
+        return couple(key, x_0, x_1)
+    words, *ends = (
+        jax.lax.all_gather(part, axis_name) for part in (jax.random.key_data(key), x_0, x_1)
+    )
+    shared_key = jax.random.wrap_key_data(words[0], impl=jax.random.key_impl(key))
+    pairs = couple(shared_key, *(end.reshape(-1, end.shape[-1]) for end in ends))
+    own = jax.lax.axis_index(axis_name)
+    first, second = (end.reshape(-1, *x_0.shape)[own] for end in pairs)
+    return first, second
 
 
 def stratified_times(
@@ -216,7 +234,7 @@ def _bridge_point(
     return x, flow, losses.conditional_score(x, mean, variance), variance
 
 
-def flow(
+def flow_alone(
     current: EmbeddedNetwork,
     law: Reference,
     grid: TimeGrid,
@@ -260,7 +278,9 @@ def flow(
     return objective
 
 
-def bridges(forward: Process, backward: Process, law: Reference, grid: TimeGrid) -> Objective:
+def bridge_regression(
+    forward: Process, backward: Process, law: Reference, grid: TimeGrid
+) -> Objective:
     """The objective of bridge regression: both processes fitted to pinned paths on the grid.
 
     Args:

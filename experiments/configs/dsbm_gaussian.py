@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     config.reference.sigma = 1.0
     config.grid.t_max = 1.0
     config.grid.spacing = "uniform"
+    # The drift is affine, which is all that is to be learned.
+    config.network.affine = True
     config.ipf.iterations = 8
     config.ipf.forward_steps = 450
     config.ipf.backward_steps = 300

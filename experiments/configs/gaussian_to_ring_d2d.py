@@ -6,7 +6,7 @@ from experiments.configs import gaussian_to_ring
 
 
 def get_config() -> ConfigDict:
-    """As gaussian_to_ring, with samples at both ends and re-anchored likelihoods."""
+    """As gaussian_to_ring, with samples at both ends and bridge matching."""
     config = gaussian_to_ring.get_config()
     config.target.access = "samples"
     # As many gradient steps in all as the data-to-energy configs.

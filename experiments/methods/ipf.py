@@ -173,15 +173,8 @@ def _check_batches(config: ConfigDict) -> None:
     devices, settings = parallel.num_devices(), config.ipf
     has_energy = "energy" in (config.source.access, config.target.access)
     paths = settings.paths_per_start if has_energy else 1
-    for name, size, whole in (
-        ("batch_size", config.batch_size, devices * paths),
-        ("ipf.likelihood_batch_size", settings.likelihood_batch_size, devices),
-    ):
-        if size % whole:
-            raise ValueError(
-                f"{name} = {size}: must be a multiple of {whole}: groups of {whole // devices} "
-                f"on each of {devices} devices (on a CPU, parallel.cpu_devices)"
-            )
+    wiring.share("batch_size", config.batch_size, groups_of=paths)
+    wiring.share("ipf.likelihood_batch_size", settings.likelihood_batch_size)
     groups, size = config.batch_size // (devices * paths), config.exploration.buffer_size
     if has_energy and size < groups:
         raise ValueError(

@@ -28,11 +28,11 @@ def build(config: ConfigDict, room: Room) -> Method:
         match_variance=config.learn_variance,
         steps_at_once=backward.process.steps_at_once,
     )
-    phases = light.Phases(
+    phases = light.LightPhases(
         potential_steps=config.light.steps,
         backward_steps=config.light.backward_steps,
-        ends_batch=_share("light.batch_size", config.light.batch_size),
-        paths_batch=_share("batch_size", config.batch_size),
+        ends_batch=wiring.share("light.batch_size", config.light.batch_size),
+        paths_batch=wiring.share("batch_size", config.batch_size),
     )
 
     def phase_of(step: int) -> tuple[str, int]:
@@ -56,7 +56,7 @@ def _algorithm(
     room: Room,
     potential: LightPotential,
     backward: Side,
-    phases: light.Phases,
+    phases: light.LightPhases,
 ) -> Algorithm:
     settings = config.light
     # Not the optimiser of networks: an update of a centre is to be small in units of x, and
@@ -80,14 +80,3 @@ def _algorithm(
         ema_decay=config.optimiser.ema_decay,
         axis_name=parallel.AXIS,
     )
-
-
-def _share(name: str, size: int) -> int:
-    """One device's part of a batch; raises ValueError where it cannot be shared out."""
-    devices = parallel.num_devices()
-    if size % devices:
-        raise ValueError(
-            f"{name} = {size}: must be a multiple of {devices}, the number of devices (on a "
-            "CPU, parallel.cpu_devices)"
-        )
-    return size // devices

@@ -51,12 +51,7 @@ def build(config: ConfigDict, room: Room) -> Method:
     Raises:
         ValueError: If the batch does not divide over the devices.
     """
-    devices, settings = parallel.num_devices(), config.matching
-    if config.batch_size % devices:
-        raise ValueError(
-            f"batch_size = {config.batch_size}: must be a multiple of {devices}, the number of "
-            "devices (on a CPU, parallel.cpu_devices)"
-        )
+    settings = config.matching
     wired = {"sf2m": _flow_and_score, "cfm": _flow, "eot": _bridges}[config.method](
         config, room
     )
@@ -82,7 +77,7 @@ def build(config: ConfigDict, room: Room) -> Method:
             room.ends,
             _coupling(config, room),
             wired.objective,
-            batch_size=config.batch_size // devices,
+            batch_size=wiring.share("batch_size", config.batch_size),
             init_params=init_params,
             optimiser=wiring.build_optimiser(config, settings.num_steps),
             ema_decay=config.optimiser.ema_decay,
@@ -124,7 +119,7 @@ def _flow(config: ConfigDict, room: Room) -> _Wired:
     sigma = _STILL * (float(room.law.variance(0.0, t_max)) / t_max) ** 0.5
     still = room._replace(law=references.brownian(sigma))
     return _Wired(
-        objective=matching.flow(
+        objective=matching.flow_alone(
             current.apply,
             room.law,
             room.grid,
@@ -141,7 +136,9 @@ def _flow(config: ConfigDict, room: Room) -> _Wired:
 def _bridges(config: ConfigDict, room: Room) -> _Wired:
     backward, forward = (wiring.build_side(config, room, backward=b) for b in (True, False))
     return _Wired(
-        objective=matching.bridges(forward.process, backward.process, room.law, room.grid),
+        objective=matching.bridge_regression(
+            forward.process, backward.process, room.law, room.grid
+        ),
         inits={"forward": forward.init, "backward": backward.init},
         forward=forward.process,
         backward=backward.process,

@@ -83,6 +83,22 @@ def test_a_resumed_run_goes_on_bit_for_bit_in_the_middle_of_a_cache():
         assert same(copied, expected)
 
 
+def test_a_half_step_that_would_begin_with_old_paths_is_refused():
+    case = gaussian_case.make(1)
+    halves = [
+        gaussian_case.half_step(case, "likelihood", backward=b, cached_batches=2, cache_every=4)
+        for b in (True, False)
+    ]
+    with pytest.raises(ValueError, match="cache_every = 4: must be a divisor of 2"):
+        ipf.ipf(
+            *halves,
+            PLAN,
+            init_params=lambda key: ({}, {}),
+            optimisers=(optax.adam(0.01),) * 2,
+            ema_decay=0.9,
+        )
+
+
 def test_nothing_is_kept_without_being_asked_for_or_without_samples():
     assert algorithm(cached_batches=0).init(jax.random.key(0)).caches == (None, None)
     half = gaussian_case.half_step(

@@ -51,7 +51,7 @@ def same(a, b):
     )
 
 
-TINY = light.Phases(2, 3, ends_batch=16, paths_batch=8)
+TINY = light.LightPhases(2, 3, ends_batch=16, paths_batch=8)
 
 
 def test_the_potential_is_trained_first_and_then_the_backward_process():
@@ -121,7 +121,7 @@ def trained(algorithm, num_steps):
 def test_between_gaussians_both_processes_are_the_exact_ones():
     # One component holds this bridge: v is Gaussian, and so are all kernels.
     case = gaussian_case.make(2)
-    phases = light.Phases(400, 400, ends_batch=1024, paths_batch=512)
+    phases = light.LightPhases(400, 400, ends_batch=1024, paths_batch=512)
     algorithm = make(
         case, phases, optimiser=annealed(400, 0.05), num_components=1, ema_decay=0.98
     )
@@ -168,7 +168,7 @@ def test_the_drift_of_a_pair_is_found_from_scratch():
     source, target, bridge = planar()
     potential = LightPotential(references.brownian(1.0), 1.0)
     grid = time_grids.uniform(2, 1.0)
-    phases = light.Phases(400, 1, ends_batch=512, paths_batch=2)
+    phases = light.LightPhases(400, 1, ends_batch=512, paths_batch=2)
     algorithm = light.light_bridge(
         potential,
         kernels.process(kernels.zero_network, potential.reference, grid, backward=True),

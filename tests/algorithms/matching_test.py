@@ -165,7 +165,7 @@ def test_a_flow_has_no_gradient_at_the_regression_of_the_displacement(path_std, 
         slope = step @ plan.cov @ mix.T @ np.linalg.inv(spread)
         slopes.append(slope)
         offsets.append(step @ plan.mean - slope @ mix @ plan.mean)
-    objective = matching.flow(
+    objective = matching.flow_alone(
         affine(slopes, offsets),
         REFERENCES["brownian"],
         time_grids.uniform(4, T_MAX),
@@ -179,7 +179,7 @@ def test_a_flow_has_no_gradient_at_the_regression_of_the_displacement(path_std, 
 @pytest.mark.parametrize("coupled", ["exact", "itself", "product"])
 def test_bridges_have_no_gradient_at_the_exact_kernels(coupled):
     case = gaussian_case.make(2)
-    objective = matching.bridges(
+    objective = matching.bridge_regression(
         *(gaussian_case.process(case, backward=backward) for backward in (False, True)),
         case.law,
         case.grid,
@@ -293,6 +293,28 @@ def test_it_trains_over_devices_and_goes_on_from_a_state(key, num_devices):
     for leaf in jax.tree.leaves(whole.model.params):
         assert np.any(leaf) and np.all(leaf == leaf[:1])
     assert len({tuple(k) for k in np.asarray(jax.random.key_data(whole.key))}) == num_devices
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_the_batch_of_all_devices_is_coupled(key, num_devices):
+    def couple(key, x_0, x_1):
+        # Every point of one end meets all of the other, and the same draw on all devices.
+        assert x_0.shape == x_1.shape == (8, 1)
+        order = jax.random.permutation(key, 8)
+        return x_0, x_1[order]
+
+    size = 8 // num_devices
+    x_0 = jnp.arange(8.0).reshape(num_devices, size, 1)
+    keys = jax.random.split(key, num_devices)
+    mapped = jax.pmap(
+        lambda k, a, b: matching._coupled(couple, k, a, b, parallel.AXIS),
+        axis_name=parallel.AXIS,
+        devices=jax.local_devices()[:num_devices],
+    )
+    first, second = mapped(keys, x_0, 10 * x_0)
+    np.testing.assert_array_equal(first, x_0)
+    expected = 10 * x_0.reshape(8, 1)[jax.random.permutation(keys[0], 8)]
+    np.testing.assert_array_equal(second.reshape(8, 1), expected)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(key):

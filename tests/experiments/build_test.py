@@ -356,6 +356,7 @@ DATA = {
     "variance.bound": 5.0,
     "network.width": 5,
     "network.prediction": "endpoint",
+    "network.affine": True,
     "network.depth": 2,
     "network.num_frequencies": 2,
     "network.layer_norm": False,

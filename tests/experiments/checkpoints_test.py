@@ -82,11 +82,29 @@ def test_the_first_device_can_be_judged_on_any_number_of_them(tmp_path, num_devi
     saved = checkpoints.read(tmp_path / "c")
     with pytest.raises(InputError, match=r"first axis counts devices.*parallel.cpu_devices"):
         checkpoints.place(saved, like)
-    got = checkpoints.place(checkpoints.of_first_device(saved, num_devices), like)
+    got = checkpoints.place(checkpoints.of_first_device(saved, like), like)
     got = got._replace(key=jax.random.key_data(got.key))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert a.shape[0] == num_devices
         np.testing.assert_array_equal(a, np.repeat(b[:1], num_devices, axis=0))
+
+
+class WithCaches(NamedTuple):
+    params: jax.Array
+    caches: tuple[jax.Array | None, jax.Array | None]
+
+
+def test_caches_whose_size_depends_on_the_devices_are_left_behind(tmp_path):
+    # As much on two devices as on one: what each of them holds is half of it.
+    def state(num_devices, fill):
+        cache = jnp.full((num_devices, 8 // num_devices, 3), fill)
+        return WithCaches(jnp.full((num_devices, 4), fill), (None, cache))
+
+    save(tmp_path / "c", 3, state=state(2, 1.0))
+    saved, like = checkpoints.read(tmp_path / "c"), state(1, 2.0)
+    got = checkpoints.place(checkpoints.of_first_device(saved, like), like)
+    np.testing.assert_array_equal(got.params, np.ones((1, 4)))
+    np.testing.assert_array_equal(got.caches[1], like.caches[1])
 
 
 def test_the_newest_are_kept_and_the_newest_is_read(tmp_path):

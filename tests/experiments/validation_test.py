@@ -111,6 +111,27 @@ def test_missing_key():
         validation.validate(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"target__access": "energy"}, "ipf.first_coupling = 'independent': must be 'refer"),
+        ({"ipf__backward_loss": "likelihood"}, "ipf.first_coupling = 'independent'"),
+        ({"method": "dsb", "learn_variance": False, "ipf__reanchor": "none"}, "ipf.first_coup"),
+        (
+            {"method": "sf2m", "learn_variance": False, "network__steps_at_once": 2},
+            "network.st",
+        ),
+        ({"method": "eot", "optimiser__backward_ratio": 2.0}, "optimiser.backward_ratio = 2.0"),
+        ({"method": "lightsb", "reference__discretisation": "euler"}, "reference.discretisa"),
+    ],
+)
+def test_what_would_have_no_effect_or_no_samples_is_refused(changes, refused):
+    samples = {"source__access": "samples", "target__access": "samples"}
+    first = {} if "eot" in changes.values() else {"ipf__first_coupling": "independent"}
+    text = message(**{**samples, **first, **changes})
+    assert text.startswith(refused)
+
+
 def test_bridge_matching_is_of_bridges_of_the_reference():
     samples = {"source__access": "samples", "target__access": "samples"}
     text = message(ipf__forward_loss="bridge_matching", ipf__reanchor="backward", **samples)
