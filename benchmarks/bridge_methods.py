@@ -50,17 +50,27 @@ def _from_samples(
     return Method("samples", "samples", {"method": method, **overrides}, spend)
 
 
+def _fitted_by_likelihood(*directions: str) -> dict[str, Any]:
+    return {f"ipf.{direction}_loss": "likelihood" for direction in directions}
+
+
 # A likelihood is as hard to learn in either direction; an energy asks for more than that.
 _EVEN, _FORWARD, _BACKWARD = _ipf(1 / 2), _ipf(2 / 3), _ipf(1 / 3)
 
 METHODS = {
     "ipf D2D": Method("samples", "samples", {}, _EVEN),
+    "ipf D2D likelihood": Method(
+        "samples", "samples", _fitted_by_likelihood("forward", "backward"), _EVEN
+    ),
     "ipf D2E": Method("samples", "energy", {}, _FORWARD),
     "ipf D2E hybrid": Method("samples", "energy", {"ipf.forward_loss": "hybrid"}, _FORWARD),
     "ipf D2E log-variance": Method(
         "samples", "energy", {"ipf.forward_loss": "log_variance"}, _FORWARD
     ),
     "ipf E2D": Method("energy", "samples", {}, _BACKWARD),
+    "ipf E2D likelihood": Method(
+        "energy", "samples", _fitted_by_likelihood("forward"), _BACKWARD
+    ),
     "ipf E2E": Method("energy", "energy", {}, _FORWARD),
     # Published as methods of a fixed diffusion coefficient.
     "dsb": _from_samples("dsb", _EVEN, learn_variance=False, **{"ipf.reanchor": "none"}),
