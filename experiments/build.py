@@ -76,6 +76,7 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
         ValueError: If the batch does not divide over the devices or the buffer is too small.
     """
+    METHODS[config.method].check(config)
     source, target, bridge = ends.build_ends(config)
     law, grid = ends.build_reference(config), wiring.build_grid(config)
     # The bridge is one of the reference itself, not of its Euler steps.
@@ -84,7 +85,7 @@ def build(config: ConfigDict) -> Experiment:
         restrict(source, config.source.access),
         restrict(target, config.target.access),
     )
-    method = METHODS[config.method](config, Room(seen, law, grid, reference))
+    method = METHODS[config.method].build(config, Room(seen, law, grid, reference))
     return Experiment(
         **method._asdict(),
         source=source,

@@ -1,6 +1,7 @@
 """The methods of the runner, by the name that a config gives them."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -8,10 +9,26 @@ from experiments import fields
 from experiments.methods import ipf, light, matching
 from experiments.wiring import Method, Room
 
-METHODS: dict[str, Callable[[ConfigDict, Room], Method]] = {
-    "ipf": ipf.build,
-    "lightsb": light.build,
-    **dict.fromkeys(fields.LOSS_OF_METHOD, ipf.build),
-    **dict.fromkeys(fields.COUPLING_OF_METHOD, matching.build),
+
+class Entry(NamedTuple):
+    """How a method is wired.
+
+    Attributes:
+        check: Raises ValueError where the batches of a validated config do not suit the
+            devices, before anything is computed.
+        build: Maps a validated config and what is to be joined to the method, wired.
+    """
+
+    check: Callable[[ConfigDict], None]
+    build: Callable[[ConfigDict, Room], Method]
+
+
+_IPF = Entry(ipf.check, ipf.build)
+_MATCHING = Entry(matching.check, matching.build)
+
+METHODS: dict[str, Entry] = {
+    "ipf": _IPF,
+    "lightsb": Entry(light.check, light.build),
+    **dict.fromkeys(fields.LOSS_OF_METHOD, _IPF),
+    **dict.fromkeys(fields.COUPLING_OF_METHOD, _MATCHING),
 }
-"""Each maps a validated config and what is to be joined to the method, wired."""

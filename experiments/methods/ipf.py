@@ -26,11 +26,7 @@ def build(config: ConfigDict, room: Room) -> Method:
     Args:
         config: A validated config.
         room: What to join.
-
-    Raises:
-        ValueError: If the batch does not divide over the devices or the buffer is too small.
     """
-    _check_batches(config)
     backward, forward = (wiring.build_side(config, room, backward=b) for b in (True, False))
     algorithm, plan = _algorithm(config, room, backward, forward)
     return Method(
@@ -168,8 +164,8 @@ def _particles(config: ConfigDict, end: Endpoint) -> Particles | None:
     )
 
 
-def _check_batches(config: ConfigDict) -> None:
-    """Raises ValueError where the batch cannot be shared out over the devices."""
+def check(config: ConfigDict) -> None:
+    """Raises ValueError where batch and buffer do not suit the devices."""
     devices, settings = parallel.num_devices(), config.ipf
     has_energy = "energy" in (config.source.access, config.target.access)
     paths = settings.paths_per_start if has_energy else 1

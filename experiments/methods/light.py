@@ -11,15 +11,18 @@ from experiments import wiring
 from experiments.wiring import Method, Room, Side
 
 
+def check(config: ConfigDict) -> None:
+    """Raises ValueError if a batch does not divide over the devices."""
+    wiring.share("light.batch_size", config.light.batch_size)
+    wiring.share("batch_size", config.batch_size)
+
+
 def build(config: ConfigDict, room: Room) -> Method:
     """Wires the light bridge.
 
     Args:
         config: A validated config.
         room: What to join.
-
-    Raises:
-        ValueError: If a batch does not divide over the devices.
     """
     potential = LightPotential(room.law, float(config.grid.t_max))
     backward = wiring.build_side(config, room, backward=True)

@@ -41,15 +41,17 @@ class _Wired(NamedTuple):
     flow: Callable[[Params], flows.Velocity] | None = None
 
 
+def check(config: ConfigDict) -> None:
+    """Raises ValueError if the batch does not divide over the devices."""
+    wiring.share("batch_size", config.batch_size)
+
+
 def build(config: ConfigDict, room: Room) -> Method:
     """Wires "sf2m", "cfm" or "eot".
 
     Args:
         config: A validated config.
         room: What to join.
-
-    Raises:
-        ValueError: If the batch does not divide over the devices.
     """
     settings = config.matching
     wired = {"sf2m": _flow_and_score, "cfm": _flow, "eot": _bridges}[config.method](

@@ -340,7 +340,7 @@ def compilations():
         ),
         (
             ["--config.ipf.backward_loss=log_variance"],
-            "ipf.backward_loss = 'log_variance': must be 'auto' or 'likelihood' with",
+            "ipf.backward_loss = 'log_variance': must be 'auto' or one of ('likelihood', ",
         ),
         (["--config.batch_size=72"], "batch_size = 72: must be a multiple of 64: "),
         (["--config.target.options.std=-1.0"], "std"),
