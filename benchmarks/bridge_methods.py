@@ -63,9 +63,18 @@ METHODS = {
         "samples", "samples", _fitted_by_likelihood("forward", "backward"), _EVEN
     ),
     "ipf D2E": Method("samples", "energy", {}, _FORWARD),
-    "ipf D2E hybrid": Method("samples", "energy", {"ipf.forward_loss": "hybrid"}, _FORWARD),
+    # With the opposite process learned as it was published.
+    "ipf D2E hybrid": Method(
+        "samples",
+        "energy",
+        {"ipf.forward_loss": "hybrid", **_fitted_by_likelihood("backward")},
+        _FORWARD,
+    ),
     "ipf D2E log-variance": Method(
-        "samples", "energy", {"ipf.forward_loss": "log_variance"}, _FORWARD
+        "samples",
+        "energy",
+        {"ipf.forward_loss": "log_variance", **_fitted_by_likelihood("backward")},
+        _FORWARD,
     ),
     "ipf E2D": Method("energy", "samples", {}, _BACKWARD),
     "ipf E2D likelihood": Method(
