@@ -141,27 +141,30 @@ def _bridge_matching(
 def _mean_matching(
     half: HalfStep, key: Key, inputs: Inputs, paths: Array
 ) -> Callable[[Params], Array]:
-    given = _given(paths, backward=half.trained.backward)
-    target, steps = _reversal_means(half, inputs, paths), half.trained.steps
-
-    def loss(params: Params) -> Array:
-        means = rollouts.step_kernels(half.trained, params, given).mean
-        return losses.mean_matching_loss(means, target, jnp.exp(steps.log_variance))
-
-    return loss
+    variances = jnp.exp(half.trained.steps.log_variance)
+    return _regression(half, inputs, paths, losses.mean_matching_loss, variances)
 
 
 def _drift_matching(
     half: HalfStep, key: Key, inputs: Inputs, paths: Array
 ) -> Callable[[Params], Array]:
+    lengths = half.trained.steps.length
+    return _regression(half, inputs, paths, losses.drift_matching_loss, lengths)
+
+
+def _regression(
+    half: HalfStep,
+    inputs: Inputs,
+    paths: Array,
+    loss: Callable[[Array, Array, Array], Array],
+    scales: Array,
+) -> Callable[[Params], Array]:
+    """A loss of the trained process's means beside those of the opposite one's reversal."""
     given = _given(paths, backward=half.trained.backward)
-    target, steps = _reversal_means(half, inputs, paths), half.trained.steps
-
-    def loss(params: Params) -> Array:
-        means = rollouts.step_kernels(half.trained, params, given).mean
-        return losses.drift_matching_loss(means, target, steps.length)
-
-    return loss
+    target = _reversal_means(half, inputs, paths)
+    return lambda params: loss(
+        rollouts.step_kernels(half.trained, params, given).mean, target, scales
+    )
 
 
 def _reversal_means(half: HalfStep, inputs: Inputs, paths: Array) -> Array:

@@ -14,7 +14,7 @@ process stands still. Which loss it uses follows from what that end offers:
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import optax
 
@@ -37,17 +37,7 @@ Loss = Literal[
     "semi_discrete",
     "hybrid",
 ]
-LOSSES: tuple[Loss, ...] = (
-    "likelihood",
-    "bridge_matching",
-    "mean_matching",
-    "drift_matching",
-    "sde_likelihood",
-    "log_variance",
-    "trajectory_balance",
-    "semi_discrete",
-    "hybrid",
-)
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 Coupling = Literal["reference", "independent"]
 COUPLINGS: tuple[Coupling, ...] = ("reference", "independent")
