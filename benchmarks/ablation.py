@@ -8,7 +8,6 @@ levers pulled together are a lever like any other.
 """
 
 import argparse
-import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -189,11 +188,8 @@ def measure(folder: Path, cell: Cell) -> Record:
     parts = (*cell.fields["set"], *(str(cell.fields[key]) for key in _FIELDS if key != "set"))
     name = _as_file("_".join(part for part in (*parts, cell.config_hash) if part))
     directory, cache = folder / "runs" / name, folder / "compiled"
-    try:
-        config = _file(cell.fields["config"])
-        return runs.train(config, overrides(cell.fields), directory, cache=cache)
-    except runs.RunFailed as error:
-        return {"failed": str(error)}
+    config = _file(cell.fields["config"])
+    return runs.outcome(config, overrides(cell.fields), directory, cache=cache)
 
 
 def _as_file(name: str) -> str:
@@ -281,8 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         cells(args),
         configure,
-        functools.partial(measure, args.folder),
-        lambda: write(args),
+        measure,
+        lambda _: write(args),
     )
 
 

@@ -51,7 +51,11 @@ def _from_samples(
 
 
 def _fitted_by_likelihood(*directions: str) -> dict[str, Any]:
-    return {f"ipf.{direction}_loss": "likelihood" for direction in directions}
+    return {
+        **{f"ipf.{direction}_loss": "likelihood" for direction in directions},
+        # What has been measured of them was without it.
+        "network.affine": False,
+    }
 
 
 # A likelihood is as hard to learn in either direction; an energy asks for more than that.

@@ -2,16 +2,17 @@
 
 `python -m benchmarks.data_pairs --folder=runs/data_pairs` trains each method on each pair and
 seed through the runner, all with as many gradient steps, on the reference and the grid of the
-library's defaults, and leaves results.jsonl (runs with a record of the same configuration are
-not repeated) and the table, results.md, in the folder. W2² is between 512 points, as published
-tables have it, beside what two sets of true points of that size are apart.
+library's defaults or on those of [SF]²M (Tong et al. 2024), and leaves results.jsonl (runs with
+a record of the same configuration are not repeated) and the table, results.md, in the folder.
+W2² is between as many points as published tables have it, 512 of the first pairs and 10,000 of
+[SF]²M's, beside what two sets of true points of that size are apart.
 """
 
 import argparse
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,13 +21,53 @@ from benchmarks import runs
 from benchmarks.bridge_methods import METHODS
 from benchmarks.runs import Cell, Record
 
-PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Gauss-ring": ("gaussian_to_ring_d2d", {}),
-    "moons-ring": ("moons_to_ring_d2d", {}),
-    "Gauss-moons": ("gaussian_to_ring_d2d", {"target.name": "two_moons"}),
-    "moons-roll": ("moons_to_ring_d2d", {"target.name": "swiss_roll"}),
+
+class Pair(NamedTuple):
+    """Two ends known by samples.
+
+    Attributes:
+        config: Name of a configuration file.
+        overrides: Values of dotted keys.
+        num_samples: Points that W2² is between.
+    """
+
+    config: str
+    overrides: Mapping[str, Any] = MappingProxyType({})
+    num_samples: int = 512
+
+
+_MOONS = {
+    "name": "two_moons",
+    "options.noise": 0.2,
+    "options.scale": 3.0,
+    "options.shift": -1.0,
 }
-"""Per pair a config of both ends known by samples, and values of dotted keys."""
+"""In the scaling of [SF]²M."""
+
+
+def _in_scaling_of_sf2m(**ends: dict[str, Any]) -> Pair:
+    values = {
+        f"{end}.{key}": value for end, given in ends.items() for key, value in given.items()
+    }
+    # The defaults of the library but for ends, reference and horizon.
+    usual = {"method": "ipf", "learn_variance": True, "evaluate.flow": False}
+    return Pair("sf2m", usual | values, 10_000)
+
+
+PAIRS: dict[str, Pair] = {
+    "Gauss-ring": Pair("gaussian_to_ring_d2d"),
+    "moons-ring": Pair("moons_to_ring_d2d"),
+    "Gauss-moons": Pair("gaussian_to_ring_d2d", {"target.name": "two_moons"}),
+    "moons-roll": Pair("moons_to_ring_d2d", {"target.name": "swiss_roll"}),
+    "roll-moons": Pair(
+        "moons_to_ring_d2d", {"source.name": "swiss_roll", "target.name": "two_moons"}
+    ),
+    "N-8gaussians": _in_scaling_of_sf2m(),
+    "moons-8gaussians": _in_scaling_of_sf2m(source=_MOONS),
+    "N-moons": _in_scaling_of_sf2m(target=_MOONS),
+    "N-scurve": _in_scaling_of_sf2m(target={"name": "s_curve"}),
+}
+"""The three of Tamogashev & Malkin (2026), two of curves, and the four of [SF]²M."""
 
 FROM_DATA = [
     name
@@ -41,6 +82,7 @@ _COLUMNS = (
     "bridge gap (matched kernels)",
     "path KL (optimum)",
     "W2² ± s.e. (floor)",
+    "W2 ± s.e. (floor)",
     "drift error",
     "steps/s",
 )
@@ -48,12 +90,12 @@ _COLUMNS = (
 
 def settings(fields: Record) -> dict[str, Any]:
     """The values of dotted keys of a run."""
-    method = METHODS[fields["method"]]
+    method, pair = METHODS[fields["method"]], PAIRS[fields["pair"]]
     return {
         "seed": fields["seed"],
-        "evaluate.num_samples": 512,
+        "evaluate.num_samples": pair.num_samples,
         "evaluate.plots": False,
-        **PAIRS[fields["pair"]][1],
+        **pair.overrides,
         **method.spend(fields["steps"]),
         **method.overrides,
     }
@@ -67,13 +109,12 @@ def configure(fields: Record) -> ConfigDict:
 def measure(folder: Path, found: Cell) -> Record:
     """Trains one run; its summary, or why it failed."""
     name = "_".join([*map(str, found.fields.values()), found.config_hash]).replace(" ", "-")
-    cache = folder / "compiled"
-    try:
-        return runs.train(
-            _file(found.fields), settings(found.fields), folder / "runs" / name, cache=cache
-        )
-    except runs.RunFailed as error:
-        return {"failed": str(error)}
+    return runs.outcome(
+        _file(found.fields),
+        settings(found.fields),
+        folder / "runs" / name,
+        cache=folder / "compiled",
+    )
 
 
 def _file(fields: Record) -> str:
@@ -114,18 +155,24 @@ def _row(method: str, found: Sequence[Record]) -> list[str]:
         f"{len(done)}, {failed} failed" if failed else str(len(done)),
         runs.beside(median("bridge_gap"), median("bridge_gap_limit")),
         runs.beside(median("path_kl"), median("path_kl_optimal")),
-        f"{_mean_and_error(done, 'w2_squared')} ({runs.number(median('w2_squared_floor'))})",
+        *(_w2(done, power) for power in (1.0, 0.5)),
         runs.number(median("drift_error"), 4),
         runs.number(median("steps_per_second"), 0),
     ]
 
 
-def _mean_and_error(records: Sequence[Record], name: str) -> str:
-    values = np.array([record[name] for record in records])
-    if len(values) < 2:
-        return runs.number(values.mean() if values.size else None)
-    error = values.std(ddof=1) / len(values) ** 0.5
-    return f"{runs.number(values.mean())} ± {runs.number(error)}"
+def _w2(records: Sequence[Record], power: float) -> str:
+    """A power of W2², mean and standard error over the seeds, with that of the floor."""
+    found, floors = (
+        np.array([record[name] for record in records]) ** power
+        for name in ("w2_squared", "w2_squared_floor")
+    )
+    if not found.size:
+        return "-"
+    shown = runs.number(found.mean())
+    if found.size > 1:
+        shown += f" ± {runs.number(found.std(ddof=1) / found.size**0.5)}"
+    return f"{shown} ({runs.number(np.median(floors))})"
 
 
 def write(folder: Path) -> None:
@@ -152,13 +199,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is missing, then writes what there is, also if it was interrupted."""
     args = parse(argv)
-    runs.run(
-        args,
-        cells(args),
-        configure,
-        functools.partial(measure, args.folder),
-        lambda: write(args.folder),
-    )
+    runs.run(args, cells(args), configure, measure, write)
 
 
 if __name__ == "__main__":

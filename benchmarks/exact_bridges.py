@@ -17,7 +17,6 @@ of a short run of the same method and dimension, which nothing else should distu
 """
 
 import argparse
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -312,13 +311,7 @@ def write(folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is missing, then writes what there is, also if it was interrupted."""
     args = parse(argv)
-    runs.run(
-        args,
-        cells(args),
-        configure,
-        functools.partial(measure, args.folder),
-        lambda: write(args.folder),
-    )
+    runs.run(args, cells(args), configure, measure, write)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ that lost a mode. Runs that have a record of the same configuration are not repe
 """
 
 import argparse
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         cells,
         results.configure,
-        functools.partial(results.measure, args.folder),
-        lambda: write(args.folder, cells),
+        results.measure,
+        lambda folder: write(folder, cells),
     )
 
 

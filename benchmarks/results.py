@@ -6,7 +6,6 @@ results.md, in the folder. `benchmarks.mode_weights` shares the records.
 """
 
 import argparse
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,10 +86,7 @@ def measure(folder: Path, found: runs.Cell) -> runs.Record:
     settings = (f"{key}={value}" for key, value in fields["overrides"].items())
     name = "_".join([fields["config"], *settings, str(fields["seed"]), found.config_hash])
     directory, cache = folder / "runs" / name, folder / "compiled"
-    try:
-        return runs.train(_file(fields), _settings(fields), directory, cache=cache)
-    except runs.RunFailed as error:
-        return {"failed": str(error)}
+    return runs.outcome(_file(fields), _settings(fields), directory, cache=cache)
 
 
 def _file(fields: runs.Record) -> str:
@@ -183,8 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         cells,
         configure,
-        functools.partial(measure, args.folder),
-        lambda: write(args),
+        measure,
+        lambda _: write(args),
     )
 
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -86,6 +87,16 @@ def train(
     if done.returncode == _BAD_INPUT:
         raise ValueError(message)
     raise RunFailed(message)
+
+
+def outcome(
+    config: str, overrides: Mapping[str, Any], directory: Path, *, cache: Path | None = None
+) -> Record:
+    """As `train`, but for a run that did not end well why, under "failed"."""
+    try:
+        return train(config, overrides, directory, cache=cache)
+    except RunFailed as error:
+        return {"failed": str(error)}
 
 
 def checked(config: str, overrides: Mapping[str, Any]) -> ConfigDict:
@@ -244,8 +255,8 @@ def run(
     args: argparse.Namespace,
     cells: Iterable[Record],
     configure: Callable[[Record], ConfigDict],
-    measure: Callable[[Cell], Mapping[str, Any]],
-    write: Callable[[], None],
+    measure: Callable[[Path, Cell], Mapping[str, Any]],
+    write: Callable[[Path], None],
 ) -> None:
     """Measures what is missing, then writes what there is, also if it was interrupted.
 
@@ -253,8 +264,8 @@ def run(
         args: The flags of `add_flags`.
         cells: The fields of each cell.
         configure: Maps them to a validated configuration.
-        measure: Maps a cell to what was found.
-        write: Writes the tables and figures of all records.
+        measure: Maps the folder and a cell to what was found.
+        write: Writes the tables and figures of all records into the folder.
 
     Raises:
         SystemExit: If a configuration is refused, or another process is at work in the folder.
@@ -265,12 +276,12 @@ def run(
             complete(
                 args.folder / RECORDS,
                 planned,
-                measure,
+                functools.partial(measure, args.folder),
                 fresh=args.fresh,
                 retry_failed=args.retry_failed,
             )
         finally:
-            write()
+            write(args.folder)
 
 
 def _shown(fields: Record) -> str:

@@ -180,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args,
         cells(args),
         configuration,
-        lambda cell: measure_apart(cell, args),
-        lambda: write(args.folder),
+        lambda _, cell: measure_apart(cell, args),
+        write,
     )
 
 

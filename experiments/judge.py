@@ -27,8 +27,14 @@ CHUNK = 2000
 SCORED = 512
 """Given paths scored at once."""
 
+PROBED = 512
+"""Ends that W2² is between while training goes on."""
+
 _FLOOR_PAIRS = 3
 """The sampling floor of W2² varies several-fold from one pair of sample sets to the next."""
+
+_MANY_SAMPLES = 5000
+"""From here on it varies little, and a pair takes a minute: one will do."""
 
 
 class Paths(NamedTuple):
@@ -75,14 +81,18 @@ class Judge:
             return None
 
     def probe(self, state: Any) -> dict[str, float]:
-        """Path KL and bridge gap of a training state, from one chunk of paths."""
+        """Path KL, bridge gap and W2² of a training state, from one chunk of paths."""
         # Paths take room beside the training program, not beside what it left behind as well.
         memory.trim()
-        if not self.experiment.has_noise:
-            return {}
-        paths = self.forward(parallel.unreplicate(state), jax.random.key(0), CHUNK)
-        found = bridge_metrics(paths, self.bridge)
-        return {name: float(e.value) for name, e in found.items() if e is not None}
+        path_key, end_key = jax.random.split(jax.random.key(0))
+        paths, found = self.forward(parallel.unreplicate(state), path_key, CHUNK), {}
+        if self.experiment.has_noise:
+            estimates = bridge_metrics(paths, self.bridge)
+            found = {name: float(e.value) for name, e in estimates.items() if e is not None}
+        if self.experiment.target.sample is not None:
+            true = _true_ends(self.experiment, end_key, PROBED)
+            found["w2_squared"] = metrics.w2_squared(paths.paths[:PROBED, -1], true)
+        return found
 
     def forward(self, state: Any, key: Key, n: int) -> Paths:
         """Paths of the forward process started in true samples of the source."""
@@ -161,16 +171,21 @@ def _continue(experiment: Experiment, state: Any, key: Key, starts: Array) -> Ar
 
 def _follow(experiment: Experiment, state: Any, starts: Array) -> Array:
     """The ends of the probability flow, by a step of Heun's method for each of the grid's."""
-    if experiment.flow is not None:
-        velocity = experiment.flow(state)
-    else:
-        velocity = flows.process_velocity(
-            (experiment.forward, experiment.backward),
-            (experiment.forward_params(state), experiment.backward_params(state)),
-            experiment.grid,
-        )
-    run = functools.partial(flows.probability_flow, velocity, grid=experiment.grid)
+    run = functools.partial(
+        flows.probability_flow, velocity(experiment, state), grid=experiment.grid
+    )
     return jax.vmap(lambda x: run(x)[-1])(starts)
+
+
+def velocity(experiment: Experiment, state: Any) -> flows.Velocity:
+    """That of the probability flow: what is learned, or what both processes give together."""
+    if experiment.flow is not None:
+        return experiment.flow(state)
+    return flows.process_velocity(
+        (experiment.forward, experiment.backward),
+        (experiment.forward_params(state), experiment.backward_params(state)),
+        experiment.grid,
+    )
 
 
 def _in_pieces(function: Callable, rows: HostArray, size: int) -> Any:
@@ -287,12 +302,13 @@ def sample_metrics(
     target = experiment.target
     true_key, floor_key, direction_key = jax.random.split(key, 3)
     true = _true_ends(experiment, true_key, num_samples)
+    num_floors = 1 if num_samples >= _MANY_SAMPLES else _FLOOR_PAIRS
     found = {
         "w2_squared": metrics.w2_squared(ends[:num_samples], true),
         "w2_squared_floor": np.mean(
             [
                 metrics.w2_squared_floor(k, endpoints.sampler(target), num_samples)
-                for k in jax.random.split(floor_key, _FLOOR_PAIRS)
+                for k in jax.random.split(floor_key, num_floors)
             ]
         ),
         "sliced_w2_squared": metrics.sliced_w2_squared(direction_key, ends[:num_samples], true),

@@ -21,12 +21,16 @@ def trained(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("pair", data_pairs.PAIRS)
-@pytest.mark.parametrize("method", data_pairs.FROM_DATA)
+@pytest.mark.parametrize(
+    ("pair", "method"),
+    [(pair, "ipf D2D") for pair in data_pairs.PAIRS]
+    + [("moons-8gaussians", method) for method in data_pairs.FROM_DATA],
+)
 def test_every_cell_is_a_valid_configuration_of_samples(pair, method):
     config = data_pairs.configure({"pair": pair, "method": method, "seed": 3, "steps": 600})
     assert config.source.access == config.target.access == "samples"
-    assert (config.seed, config.evaluate.num_samples) == (3, 512)
+    assert (config.seed, config.evaluate.num_samples) == (3, data_pairs.PAIRS[pair].num_samples)
+    assert config.method == data_pairs.METHODS[method].overrides.get("method", "ipf")
 
 
 def test_a_line_has_means_of_seeds_and_says_what_failed(trained, tmp_path, capsys):
@@ -35,7 +39,10 @@ def test_a_line_has_means_of_seeds_and_says_what_failed(trained, tmp_path, capsy
     text = capsys.readouterr().out
     assert text == (tmp_path / "results.md").read_text()
     # The mean of .01 and .02 with its standard error; no gap where there is no oracle.
-    assert "| ipf D2D | 2, 1 failed | - | - | 0.015 ± 0.005 (0.030) | - | - |" in text
+    assert (
+        "| ipf D2D | 2, 1 failed | - | - | 0.015 ± 0.005 (0.030) | 0.121 ± 0.021 (0.173) |"
+        in text
+    )
     assert len(trained) == 3
     data_pairs.main(flags)
     assert len(trained) == 3

@@ -122,9 +122,13 @@ def test_the_untrained_forward_process_is_the_reference(start, key):
 def test_the_probe_is_of_one_device_and_of_numbers(start):
     _, judged, state = start
     found = judged.probe(jax.tree.map(lambda leaf: leaf[None], state))
-    assert found.keys() == {"path_kl", "bridge_gap"}
+    assert found.keys() == {"path_kl", "bridge_gap", "w2_squared"}
     assert found["path_kl"] == pytest.approx(0.0, abs=1e-6)
     assert found["bridge_gap"] > 0.1
+    # From N(0, 1) the reference reaches N(0, 1.4), and the target has deviation 0.6.
+    assert found["w2_squared"] == pytest.approx(
+        (np.sqrt(1.0 + SIGMA_SQUARED * T_MAX) - 0.6) ** 2, rel=0.3
+    )
     assert {type(value) for value in found.values()} == {float}
 
 
