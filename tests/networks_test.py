@@ -1,5 +1,7 @@
 """Networks: zero at the start, the energy feature, the clipped score, finite gradients."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,7 +37,8 @@ def test_drift_network_starts_at_zero(key, log_density, layer_norm):
 
 
 def test_potential_network_starts_at_zero_and_learns(key):
-    init, apply = networks.potential_network(2, width=8, depth=2)
+    network = networks.potential_network(2, width=8, depth=2)
+    init, apply = map(jax.jit, network)
     params, x = init(key), jnp.asarray([0.5, -1.0])
     assert apply(params, x).shape == () and apply(params, x) == 0.0
     gradient = jax.jit(jax.grad(apply))(params, x)
@@ -47,7 +50,8 @@ def test_trained_output_depends_on_state_and_time(key):
     network = networks.drift_network(2, T_MAX, width=8, depth=2)
     noise = jax.random.split(key, 1)[0]
     params = jax.tree.map(
-        lambda leaf: leaf + 0.3 * jax.random.normal(noise, leaf.shape), network.init(key)
+        lambda leaf: leaf + 0.3 * jax.random.normal(noise, leaf.shape),
+        jax.jit(network.init)(key),
     )
     x, y = jnp.asarray([0.5, -1.0]), jnp.asarray([-0.5, 1.0])
     points, times = jnp.stack([x, y, x]), jnp.asarray([0.3, 0.3, 1.3])
@@ -75,7 +79,7 @@ class Textbook(nn.Module):
 def test_centred_weights_are_layer_norm(key):
     module = networks.TimeMLP(3, width=8, depth=2, num_frequencies=4, layer_norm=True)
     x, fraction = jnp.asarray([0.5, -1.0]), jnp.float32(0.3)
-    params = module.init(key, x, fraction)
+    params = jax.jit(module.init)(key, x, fraction)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     moved = [
@@ -84,17 +88,21 @@ def test_centred_weights_are_layer_norm(key):
     ]
     params = jax.tree.unflatten(tree, moved)
 
-    def slopes(network):
-        return jax.jacobian(lambda params: network.apply(params, x, fraction))(params)
+    @functools.partial(jax.jit, static_argnums=0)
+    def output_and_slopes(network, params):
+        def apply(params):
+            return network.apply(params, x, fraction)
 
-    textbook = Textbook(width=8, depth=2)
-    expected = textbook.apply(params, x, fraction)
-    np.testing.assert_allclose(module.apply(params, x, fraction), expected, rtol=1e-5)
+        return apply(params), jax.jacobian(apply)(params)
+
+    found, slopes = output_and_slopes(module, params)
+    expected, expected_slopes = output_and_slopes(Textbook(width=8, depth=2), params)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert np.abs(expected).min() > 0.1
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        slopes(module),
-        slopes(textbook),
+        slopes,
+        expected_slopes,
     )
 
 
@@ -103,45 +111,43 @@ def test_gain_multiplies_the_score(key):
     network = networks.drift_network(
         2, T_MAX, width=8, depth=1, log_density=gaussian_energy, drift_scale=scale
     )
-    params = network.init(key)
+    params, apply = jax.jit(network.init)(key), jax.jit(network.apply)
     x, t = jnp.asarray([3.0, -4.0]), jnp.float32(0.3)
     # Head biases: drift, log-variance, gain, two coordinates of each; the score is -x.
     gained = with_head_bias(params, [0.0, 0.0, 0.0, 0.0, 0.5, 2.0])
-    drift, log_variance = network.apply(gained, x, t)
+    drift, log_variance = apply(gained, x, t)
     np.testing.assert_allclose(drift, scale * np.array([-1.5, 8.0]), rtol=1e-6)
     np.testing.assert_array_equal(log_variance, np.zeros(2))
     # The other outputs, each in its own place and unit.
-    drift, log_variance = network.apply(
-        with_head_bias(params, [1.0, -1.0, 0.2, 0.3, 0.0, 0.0]), x, t
-    )
+    drift, log_variance = apply(with_head_bias(params, [1.0, -1.0, 0.2, 0.3, 0.0, 0.0]), x, t)
     np.testing.assert_allclose(drift, [scale, -scale], rtol=1e-6)
     np.testing.assert_allclose(log_variance, [0.2, 0.3], rtol=1e-6)
 
 
 def test_an_affine_part_is_of_time_alone_and_of_each_coordinate(key):
     network = networks.drift_network(2, T_MAX, width=8, depth=1, drift_scale=2.0, affine=True)
-    params = network.init(key)
+    params, apply = jax.jit(network.init)(key), jax.jit(network.apply)
     x, t = jnp.asarray([3.0, -4.0]), jnp.float32(0.3)
-    for output in network.apply(params, x, t):
+    for output in apply(params, x, t):
         np.testing.assert_array_equal(output, np.zeros(2))
     skip = params["params"]["skip"]
     moved = skip | {"bias": jnp.asarray([1.0, 0.5, 0.2, -0.3])}
     changed = {"params": params["params"] | {"skip": moved}}
-    drift, log_variance = network.apply(changed, x, t)
+    drift, log_variance = apply(changed, x, t)
     # Slopes, then offsets.
     np.testing.assert_allclose(drift, 2.0 * np.array([3.2, -2.3]), rtol=1e-6)
     np.testing.assert_array_equal(log_variance, np.zeros(2))
     # It is learned, as a function of time.
-    slopes = jax.grad(lambda p: jnp.sum(network.apply(p, x, t)[0]))(params)["params"]["skip"]
-    assert np.all(np.asarray(slopes["kernel"]) != 0)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(network.apply(p, x, t)[0])))(params)
+    assert np.all(np.asarray(gradient["params"]["skip"]["kernel"]) != 0)
 
 
 def test_gain_sees_the_clipped_score(key):
     network = networks.drift_network(
         2, T_MAX, width=8, depth=1, log_density=gaussian_energy, score_clip=1.0
     )
-    gained = with_head_bias(network.init(key), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
-    drift, _ = network.apply(gained, jnp.asarray([30.0, -40.0]), jnp.float32(0.3))
+    gained = with_head_bias(jax.jit(network.init)(key), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
+    drift, _ = jax.jit(network.apply)(gained, jnp.asarray([30.0, -40.0]), jnp.float32(0.3))
     np.testing.assert_allclose(drift, [-0.6, 0.8], rtol=1e-5)
 
 
@@ -149,7 +155,7 @@ def test_clipped_score_bounds_the_norm_and_keeps_the_direction(key):
     score = networks.clipped_score(gaussian_energy, 2.0)
     x = 10 ** jax.random.uniform(key, (200, 1), minval=-3.0, maxval=6.0)
     x = x * jax.random.normal(key, (200, 3))
-    values, norms = np.asarray(jax.vmap(score)(x)), np.linalg.norm(x, axis=1)
+    values, norms = np.asarray(jax.jit(jax.vmap(score))(x)), np.linalg.norm(x, axis=1)
     assert np.all(np.linalg.norm(values, axis=1) <= 2.0 * (1 + 1e-5))
     inside = norms < 2.0
     assert 20 < inside.sum() < 180
@@ -182,7 +188,7 @@ def test_gradients_are_finite(key):
     network = networks.drift_network(
         2, T_MAX, width=8, depth=2, log_density=lambda y: jnp.log(jnp.abs(y[0])) - y[1] ** 2
     )
-    params = jax.tree.map(lambda leaf: leaf + 0.1, network.init(key))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(network.init)(key))
     # Both ends of time; an energy with a pole at 0; a far point.
     times = jnp.asarray([0.0, 1.0, T_MAX, 0.0, 1.0, T_MAX])
     points = jnp.asarray(
@@ -227,17 +233,14 @@ def test_bfloat16_is_for_the_hidden_layers_alone(key):
         for dtype in ("float32", "bfloat16")
     )
     params = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), half.init(key)
+        lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), jax.jit(half.init)(key)
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     x, t = jnp.asarray([0.5, -1.0]), jnp.float32(0.3)
 
-    def outputs(network):
-        return jnp.concatenate(network.apply(params, x, t))
-
-    expected = outputs(single)
-    assert jax.jit(half.apply)(params, x, t)[0].dtype == outputs(half).dtype == jnp.float32
-    error = np.abs(outputs(half) - expected).max() / np.abs(expected).max()
+    expected, found = (jnp.stack(jax.jit(n.apply)(params, x, t)) for n in (single, half))
+    assert found.dtype == jnp.float32
+    error = np.abs(found - expected).max() / np.abs(expected).max()
     assert 1e-5 < error < 0.03
     products = [
         equation
@@ -247,5 +250,5 @@ def test_bfloat16_is_for_the_hidden_layers_alone(key):
     dtypes = [equation.invars[0].aval.dtype.name for equation in products]
     # Time, the first layer; two more; the head.
     assert dtypes == ["float32"] * 2 + ["bfloat16"] * 3
-    gradients = jax.grad(lambda p: jnp.sum(half.apply(p, x, t)[0]))(params)
+    gradients = jax.eval_shape(jax.grad(lambda p: jnp.sum(half.apply(p, x, t)[0])), params)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}

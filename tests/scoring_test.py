@@ -16,7 +16,7 @@ def test_parts_of_a_path_score_as_the_whole(backward, key):
     grid = time_grids.end_refined(6, T_MAX)
     network = networks.drift_network(2, T_MAX, width=8, depth=2)
     params = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), network.init(key)
+        lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), jax.jit(network.init)(key)
     )
     paths = jax.random.normal(key, (3, 2, 7, 2))
 
@@ -36,13 +36,17 @@ def test_parts_of_a_path_score_as_the_whole(backward, key):
             scores = rollouts.step_log_densities(process, params, paths)
             return jnp.sum(jnp.square(scores)), scores
 
-        (_, scores), gradient = jax.value_and_grad(total, has_aux=True)(params)
-        kl = rollouts.step_kl_divergences(process, params, reference, None, paths)
-        return scores, kl, gradient
+        @jax.jit
+        def run(params):
+            (_, scores), gradient = jax.value_and_grad(total, has_aux=True)(params)
+            kl = rollouts.step_kl_divergences(process, params, reference, None, paths)
+            return scores, kl, gradient
+
+        return run(params)
 
     whole = found(None)
     assert whole[0].shape == whole[1].shape == (3, 2, 6)
-    for steps_at_once in (1, 2, 3, 6):
+    for steps_at_once in (1, 2, 6):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4),
             found(steps_at_once),
@@ -75,7 +79,7 @@ def test_parts_of_a_path_keep_their_activations_small(key):
         )
         return jax.grad(lambda p: jnp.sum(rollouts.log_density(process, p, paths)))
 
-    params = network.init(key)
+    params = jax.eval_shape(network.init, key)
     assert peak_elements(gradient(None), params) >= 8 * num_steps * width
     # The time terms of all layers and steps are there at once in either case.
     assert peak_elements(gradient(5), params) <= max(8 * 5 * width, num_steps * 2 * width)
@@ -85,7 +89,7 @@ def test_time_is_embedded_once_for_all_paths(key):
     """Cosines are of the network's time features alone."""
     network = networks.drift_network(2, T_MAX, width=8, depth=1, num_frequencies=3)
     process = kernels.process(network.apply, references.brownian(1.0), GRID)
-    params = network.init(key)
+    params = jax.eval_shape(network.init, key)
     seen = []
 
     def look(jaxpr):

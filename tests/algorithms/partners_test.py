@@ -42,8 +42,9 @@ def test_learned_partner_is_the_opposite_process(key, backward):
     assert paths.shape == (6, gaussian_case.NUM_STEPS + 1, 2)
     np.testing.assert_array_equal(paths[:, 0 if backward else -1], goals)
     assert len(np.unique(np.asarray(paths[:, 2, 0]))) == 6
-    expected = rollouts.log_density(process, params, paths[0])
-    np.testing.assert_allclose(partner.log_density(paths[0]), expected, rtol=1e-6)
+    expected = gaussian_case.jit(lambda path: rollouts.log_density(process, params, path))
+    found = gaussian_case.jit(partner.log_density)(paths[0])
+    np.testing.assert_allclose(found, expected(paths[0]), rtol=1e-6)
     assert np.isnan(partner.effective_anchors(goals[0]))
 
 
@@ -153,8 +154,9 @@ def test_uniform_importance_is_none_and_unequal_importance_moves_the_paths(key):
     only = jnp.where(jnp.arange(64) == 7, 0.0, -jnp.inf)
     partner, at_anchor = build(importance=only), jnp.broadcast_to(anchors[7], (512, 1))
     np.testing.assert_array_equal(draw(only)[:, 0], at_anchor)
-    assert np.isfinite(partner.log_density(plain[0]))
-    np.testing.assert_allclose(partner.effective_anchors(goals[0]), 1.0, rtol=1e-5)
+    assert np.isfinite(gaussian_case.jit(partner.log_density)(plain[0]))
+    effective = gaussian_case.jit(partner.effective_anchors)(goals[0])
+    np.testing.assert_allclose(effective, 1.0, rtol=1e-5)
 
 
 def test_smoothed_anchors_represent_the_end_however_bad_the_particles(key):
@@ -226,15 +228,13 @@ def test_hybrid_hands_over_below_so_many_effective_anchors_at_the_goals(key, fac
     expected = closed if enough else other
     paths = gaussian_case.jit(expected.draw)(key, goals)
     np.testing.assert_array_equal(gaussian_case.jit(partner.draw)(key, goals), paths)
-    np.testing.assert_allclose(
-        partner.log_density(paths[0]), expected.log_density(paths[0]), rtol=1e-6
-    )
+    score = gaussian_case.jit(partner.log_density)
+    of_expected = gaussian_case.jit(expected.log_density)(paths[0])
+    np.testing.assert_allclose(score(paths[0]), of_expected, rtol=1e-6)
     # Groups of paths, as a half-step hands them over, are scored path by path.
     groups = jnp.stack([paths[:2], paths[1:3]])
     np.testing.assert_allclose(
-        partner.log_density(groups),
-        [[partner.log_density(path) for path in group] for group in groups],
-        rtol=1e-5,
+        score(groups), [[score(path) for path in group] for group in groups], rtol=1e-5
     )
 
 
@@ -256,6 +256,7 @@ def test_weights_do_not_depend_on_where_the_origin_is(key, backward):
         )
         return partner.log_density(path + shift)
 
-    np.testing.assert_allclose(log_density(1000.0), log_density(0.0), atol=2e-3)
+    shifted, here = map(gaussian_case.jit(log_density), (1000.0, 0.0))
+    np.testing.assert_allclose(shifted, here, atol=2e-3)
     # Accelerators round the factors of a product unless told not to; a CPU does not show it.
     assert "HIGHEST" in str(jax.make_jaxpr(log_density)(0.0))

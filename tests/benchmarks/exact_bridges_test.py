@@ -155,8 +155,11 @@ def test_a_failed_cell_is_a_line_and_a_hole(trained, tmp_path, capsys):
 
 
 def test_a_rate_is_of_the_method_and_the_dimension(trained, tmp_path):
-    flags = [f"--folder={tmp_path}", "--methods=ipf D2D", "--budgets=seconds", "--dims=2,4"]
-    exact_bridges.main([*flags, "--epsilons=0.1,10"])
+    flags = [f"--folder={tmp_path}", "--methods=ipf D2D", "--budgets=seconds"]
+    exact_bridges.main([*flags, "--pairs=mixtures", "--dims=2,4", "--epsilons=0.1,10"])
+    exact_bridges.main([*flags, "--pairs=gaussian_plan", "--dims=2", "--epsilons=10"])
+    timed = [o["pair.name"] for o, name in trained if not name.startswith("rate_")]
+    assert timed == ["mixtures"] * 4 + ["gaussian_plan"]
     pilots = {name: o for o, name in trained if name.startswith("rate_")}
     # The runner does not repeat a run of the same name that is finished.
     assert sorted(name[:15] for name in pilots) == ["rate_2_ipf-D2D_", "rate_4_ipf-D2D_"]

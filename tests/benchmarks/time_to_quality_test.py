@@ -11,6 +11,7 @@ import pytest
 from benchmarks import time_to_quality
 from benchmarks.time_to_quality import Clock, Point
 from d2ejax.metrics import Estimate
+from tests.conftest import QUICK_TO_COMPILE
 
 CURVE = [Point(10.0, 100, 2.0, 0.1), Point(20.0, 200, 0.2, 0.1), Point(30.0, 300, 0.3, 0.1)]
 
@@ -110,7 +111,7 @@ def ours(tmp_path_factory):
     file = tmp_path_factory.mktemp("ours") / "out.jsonl"
     flags = ["--quick", "--cold", "--ours_every=0", "--thresholds=24,0"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("XLA_FLAGS")
+        patch.setenv("XLA_FLAGS", QUICK_TO_COMPILE)
         time_to_quality.main([*flags, "--sides=d2ejax", f"--json={file}"])
     (record,) = (json.loads(line) for line in file.open())
     return record

@@ -28,9 +28,12 @@ class Compilations(Progress):
         self.at_steps[step] = self.count
 
 
-@pytest.mark.parametrize("target_loss", ["semi_discrete", "log_variance"])
-def test_nothing_is_compiled_after_the_first_iteration(target_loss, tmp_path):
+@pytest.mark.parametrize(
+    ("target_loss", "optimiser"), [("semi_discrete", "muon"), ("log_variance", "adamw")]
+)
+def test_nothing_is_compiled_after_the_first_iteration(target_loss, optimiser, tmp_path):
     settings = {"ipf.iterations": 3, "ipf.forward_steps": 5, "ipf.forward_loss": target_loss}
+    settings["optimiser.name"] = optimiser
     config = small.gaussians(settings)
     experiment = build.build(config)
     trainer = parallel.data_parallel(experiment.algorithm)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import pytest
 
+from tests.conftest import QUICK_TO_COMPILE
+
 ROOT = Path(__file__).parents[2]
 CONFIG = "experiments/configs/smoke.py"
 # Without influence on the parameters, see experiments.workdir: many records and checkpoints, so
@@ -59,7 +61,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def command(tmp_path_factory):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
     # Every process compiles the same programs.
     environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

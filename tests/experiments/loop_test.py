@@ -15,6 +15,7 @@ import pytest
 from experiments import checkpoints, loop, workdir
 from experiments.errors import NonFiniteError
 from experiments.progress import Progress
+from tests.conftest import QUICK_TO_COMPILE
 from tests.experiments import toy, toy_run
 
 
@@ -172,7 +173,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 def _run_toy(directory, kill_after=None):
     """Runs the stand-in in a process of its own, killed some seconds after its first record."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
     command = [sys.executable, "-m", "tests.experiments.toy_run", str(directory)]
     metrics = directory / workdir.METRICS
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
