@@ -101,3 +101,8 @@ METHODS = {
     "lightsb": _from_samples("lightsb", _light),
 }
 """The defaults of the library, but for what stands here."""
+
+VARIANTS = frozenset(
+    name for name in METHODS if name.endswith(("likelihood", "hybrid", "log-variance"))
+)
+"""Lines with another loss than the default: in the tables alone, not in the figures."""

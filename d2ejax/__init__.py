@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
+from d2ejax import circuits as circuits
 from d2ejax import couplings as couplings
 from d2ejax import endpoints as endpoints
 from d2ejax import exact as exact
@@ -14,6 +15,7 @@ from d2ejax import pairs as pairs
 from d2ejax import parallel as parallel
 from d2ejax import references as references
 from d2ejax import rollouts as rollouts
+from d2ejax import snapshots as snapshots
 from d2ejax import time_grids as time_grids
 from d2ejax.algorithms.base import Algorithm as Algorithm
 from d2ejax.algorithms.half_steps import HalfStep as HalfStep
@@ -22,16 +24,22 @@ from d2ejax.algorithms.ipf import Schedule as Schedule
 from d2ejax.algorithms.ipf import ipf as ipf
 from d2ejax.algorithms.ipf import schedule as schedule
 from d2ejax.algorithms.light import LightPhases as LightPhases
+from d2ejax.algorithms.light import fit_potential as fit_potential
 from d2ejax.algorithms.light import light_bridge as light_bridge
 from d2ejax.algorithms.matching import bridge_regression as bridge_regression
 from d2ejax.algorithms.matching import flow_alone as flow_alone
 from d2ejax.algorithms.matching import flow_and_score as flow_and_score
 from d2ejax.algorithms.matching import matching as matching
 from d2ejax.algorithms.matching import stratified_times as stratified_times
+from d2ejax.algorithms.penalties import penalised as penalised
 from d2ejax.endpoints.base import Endpoint as Endpoint
 from d2ejax.endpoints.registry import make_endpoint as make_endpoint
 from d2ejax.flows import probability_flow as probability_flow
+from d2ejax.graph_networks import edge_strengths as edge_strengths
+from d2ejax.graph_networks import graph_network as graph_network
+from d2ejax.graph_networks import group_lasso as group_lasso
 from d2ejax.kernels import Process as Process
+from d2ejax.kernels import on_top as on_top
 from d2ejax.kernels import process as process
 from d2ejax.kernels import reference_process as reference_process
 from d2ejax.light import LightPotential as LightPotential
@@ -50,6 +58,8 @@ from d2ejax.references import variance_exploding as variance_exploding
 from d2ejax.references import variance_preserving as variance_preserving
 from d2ejax.rollouts import log_density as log_density
 from d2ejax.rollouts import simulate as simulate
+from d2ejax.snapshots import Snapshots as Snapshots
+from d2ejax.snapshots import make_snapshots as make_snapshots
 from d2ejax.time_grids import TimeGrid as TimeGrid
 
 try:

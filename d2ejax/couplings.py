@@ -46,6 +46,7 @@ def entropic(
     reference: Reference,
     t_max: float,
     *,
+    start: float = 0.0,
     epsilon_scale: float = 1.0,
     threshold: float = 1e-3,
     max_iterations: int = 2000,
@@ -66,7 +67,8 @@ def entropic(
 
     Args:
         reference: The reference process.
-        t_max: The horizon T > 0.
+        t_max: The time T of x_1.
+        start: The time of x_0, which stands for the 0 above; below T.
         epsilon_scale: ε in units of the tied one, > 0.
         threshold: Largest sum of the absolute errors of a marginal of the plan.
         max_iterations: Most iterations of Sinkhorn; what is reached by then is used.
@@ -75,7 +77,7 @@ def entropic(
         The coupling.
 
     Raises:
-        ValueError: If an option is not positive.
+        ValueError: If an option is not positive, or the start not in [0, T).
     """
     for name, value in (
         ("t_max", t_max),
@@ -85,6 +87,8 @@ def entropic(
     ):
         if not value > 0:
             raise ValueError(f"{name} = {value}: must be > 0")
+    if not 0 <= start < t_max:
+        raise ValueError(f"start = {start}: must be ≥ 0 and < t_max = {t_max}")
 
     def couple(key: Key, x_0: Array, x_1: Array) -> tuple[Array, Array]:
         _check(x_0, x_1)
@@ -93,8 +97,8 @@ def entropic(
         from ott.problems.linear.linear_problem import LinearProblem
         from ott.solvers.linear.sinkhorn import Sinkhorn
 
-        costs = _half_squares(reference.scale(0.0, t_max) * x_0, x_1)
-        epsilon = epsilon_scale * reference.variance(0.0, t_max)
+        costs = _half_squares(reference.scale(start, t_max) * x_0, x_1)
+        epsilon = epsilon_scale * reference.variance(start, t_max)
         solver = Sinkhorn(threshold=threshold, max_iterations=max_iterations)
         with _relaxed():
             # Its type for ε does not know traced numbers.

@@ -25,8 +25,32 @@ Velocity = Callable[[Array, Array], Array]
 _MAX_STEPS = 16**4
 
 
+def current_network(forward: EmbeddedNetwork, osmotic: EmbeddedNetwork) -> EmbeddedNetwork:
+    """The network of the current velocity, from those of the forward drift and of the score.
+
+    current = forward - osmotic.
+
+    Args:
+        forward: Of the parameters "current": it stands in the place of that network.
+        osmotic: Of the parameters "osmotic".
+
+    Returns:
+        A network of a dict with both.
+    """
+
+    def embed(params: Params, t: Array) -> tuple:
+        return forward.embed(params["current"], t), osmotic.embed(params["osmotic"], t)
+
+    def apply(params: Params, x: Array, embedding: tuple) -> tuple[Array, Array]:
+        drift, _ = forward.apply(params["current"], x, embedding[0])
+        push, _ = osmotic.apply(params["osmotic"], x, embedding[1])
+        return drift - push, jnp.zeros_like(x)
+
+    return EmbeddedNetwork(embed, apply)
+
+
 def drift_networks(
-    current: EmbeddedNetwork, osmotic: EmbeddedNetwork | None = None
+    current: EmbeddedNetwork, osmotic: EmbeddedNetwork | None = None, *, of_drift: bool = False
 ) -> tuple[EmbeddedNetwork, EmbeddedNetwork]:
     """The forward and the backward process's networks, from those of flow and score.
 
@@ -37,6 +61,8 @@ def drift_networks(
     Args:
         current: Of the parameters "current".
         osmotic: Of the parameters "osmotic"; None for zero: both processes follow the flow.
+        of_drift: Whether the first of them is that of the forward drift, F - f, in the place of
+            "current"; B + f is then twice the osmotic velocity less that.
 
     Returns:
         Networks of a dict with these parameters, for `kernels.process` with a fixed variance.
@@ -46,17 +72,18 @@ def drift_networks(
         along = current.embed(params["current"], t)
         return along, None if osmotic is None else osmotic.embed(params["osmotic"], t)
 
-    def network(sign: float) -> EmbeddedNetwork:
+    def network(sign: float, share: float) -> EmbeddedNetwork:
         def apply(params: Params, x: Array, embedding: tuple) -> tuple[Array, Array]:
             along, _ = current.apply(params["current"], x, embedding[0])
             drift = sign * along
-            if osmotic is not None:
-                drift = drift + osmotic.apply(params["osmotic"], x, embedding[1])[0]
+            if osmotic is not None and share:
+                drift = drift + share * osmotic.apply(params["osmotic"], x, embedding[1])[0]
             return drift, jnp.zeros_like(x)
 
         return EmbeddedNetwork(embed, apply)
 
-    return network(1.0), network(-1.0)
+    shares = (0.0, 2.0) if of_drift else (1.0, 1.0)
+    return network(1.0, shares[0]), network(-1.0, shares[1])
 
 
 def network_velocity(

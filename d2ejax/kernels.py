@@ -39,6 +39,10 @@ VARIANCES: tuple[Variance, ...] = ("fixed", "bounded", "bridge")
 DISCRETISATIONS: tuple[Discretisation, ...] = ("euler", "exact")
 PREDICTIONS: tuple[Prediction, ...] = ("drift", "endpoint")
 
+BASE = "base"
+"""Name of the parameters that a process made by `on_top` starts from, and which stay as they
+are; those of its network are "network"."""
+
 
 class Step(NamedTuple):
     """What one step needs besides the network; a stack of them has a leading axis K.
@@ -167,6 +171,39 @@ def process(
 
     steps = _steps(reference, grid, backward, discretisation, prediction)
     return Process(embed, kernel, steps, backward, steps_at_once)
+
+
+def on_top(base: Process, changes: Process) -> Process:
+    """A process that starts from another one: what a network does to the reference, done to it.
+
+    With the mean m and the variance v of the base's kernel, those of the network's, m' and v',
+    and those of the reference, a x and v_k, the kernel is N(m + m' - a x, v v' / v_k). Zeros of
+    the network are exactly the base.
+
+    Args:
+        base: Where it starts, on the grid and in the direction of the other; for a fixed
+            variance, with that of the reference. Its parameters carry no gradient.
+        changes: A network's process around the reference.
+
+    Returns:
+        The process; its parameters are a dict with those of both, "base" and "network".
+    """
+
+    def embed(params: Params, step: Step) -> EmbeddedStep:
+        start = base.embed(jax.lax.stop_gradient(params[BASE]), step)
+        return EmbeddedStep((start, changes.embed(params["network"], step)), step)
+
+    def kernel(params: Params, x: Array, embedded: EmbeddedStep) -> Gaussian:
+        (start, change), step = embedded
+        fixed = jax.lax.stop_gradient(params[BASE])
+        mean, log_variance = base.embedded_kernel(fixed, x, start)
+        changed = changes.embedded_kernel(params["network"], x, change)
+        return Gaussian(
+            mean + (changed.mean - step.scale * x),
+            log_variance + (changed.log_variance - step.log_variance),
+        )
+
+    return changes._replace(embed=embed, embedded_kernel=kernel)
 
 
 def _check(variance: str, discretisation: str, prediction: str, bound: float) -> None:

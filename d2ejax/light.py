@@ -83,6 +83,8 @@ class _View(NamedTuple):
 class LightPotential(NamedTuple):
     """The potential of the target and all that it decides, functions of one point `(dim,)`.
 
+    Over `references.reverse` of a reference it is that of the source, where paths then end.
+
     Attributes:
         reference: The reference process.
         t_max: The horizon T.
@@ -169,9 +171,14 @@ class LightPotential(NamedTuple):
         return self.posterior(params, x, 0.0).sample(key)
 
     def process(
-        self, grid: TimeGrid, *, match_variance: bool = True, steps_at_once: int | None = None
+        self,
+        grid: TimeGrid,
+        *,
+        backward: bool = False,
+        match_variance: bool = True,
+        steps_at_once: int | None = None,
     ) -> Process:
-        """The forward chain of Gaussian kernels with the exact moments of each step.
+        """The chain of Gaussian kernels with the exact moments of each step, forward in time.
 
         With v and a the reference's own variance and scale over the step, ρ the share of v that
         remains when x_T is pinned (see `kernels`), and p, e as in the module,
@@ -184,6 +191,8 @@ class LightPotential(NamedTuple):
 
         Args:
             grid: The time grid, from 0 to T.
+            backward: Whether the potential's reference is the reverse of another, and the
+                chain one that runs backward in the time of that.
             match_variance: Whether the variance is matched too; else it is the reference's.
             steps_at_once: See `kernels.process`.
 
@@ -193,13 +202,18 @@ class LightPotential(NamedTuple):
         reference = kernels.process(
             kernels.zero_network,
             self.reference,
-            grid,
+            TimeGrid(grid.t_max - grid.times[::-1]) if backward else grid,
             discretisation="exact",
             steps_at_once=steps_at_once,
         )
+        if backward:
+            steps = jax.tree.map(lambda leaf: leaf[::-1], reference.steps)
+            steps = steps._replace(time=grid.times[1:])
+            reference = reference._replace(steps=steps, backward=True)
 
         def embed(params: Params, step: Step) -> EmbeddedStep:
-            return EmbeddedStep(self._view(params, step.time), step)
+            time = grid.t_max - step.time if backward else step.time
+            return EmbeddedStep(self._view(params, time), step)
 
         def kernel(params: Params, x: Array, embedded: EmbeddedStep) -> Gaussian:
             view, step = embedded

@@ -137,6 +137,34 @@ def variance_preserving(beta_min: float, beta_max: float, t_max: float) -> Refer
     )
 
 
+def reverse(reference: Reference, t_max: float) -> Reference:
+    """The reference by the clock T - t, under a flat marginal.
+
+    Given x_t, the density of x_s at an earlier s is q(x_t | x_s) up to a constant, that is
+    N(x_t / scale(s, t), variance(s, t) / scale(s, t)² I). Pinned at both ends it is the
+    reference itself, so that a bridge over one is a bridge over the other, its ends swapped.
+
+    Args:
+        reference: The process.
+        t_max: The final time T.
+
+    Returns:
+        The process of that clock.
+    """
+
+    def scale(s: Time, t: Time) -> Array:
+        return 1.0 / reference.scale(t_max - t, t_max - s)
+
+    return Reference(
+        drift=lambda x, t: -reference.drift(x, t_max - t),
+        diffusion=lambda t: reference.diffusion(t_max - t),
+        scale=scale,
+        variance=lambda s, t: (
+            reference.variance(t_max - t, t_max - s) * jnp.square(scale(s, t))
+        ),
+    )
+
+
 def transition(reference: Reference, x_s: Array, s: Time, t: Time) -> Gaussian:
     """The exact law of x_t given x_s.
 

@@ -21,7 +21,7 @@ from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Params
 from experiments import ends, wiring
 from experiments.methods import METHODS
-from experiments.wiring import Room
+from experiments.wiring import Observed, Room
 
 
 class Experiment(NamedTuple):
@@ -44,7 +44,9 @@ class Experiment(NamedTuple):
             processes give together.
         has_noise: Whether it is a bridge at all: False for a flow alone, whose processes only
             follow it.
+        graph: Maps the state to the parameters of the drift that has a graph; None without.
         bridge: The exact bridge, where the two ends were made as a pair.
+        observed: The snapshots, where the ends are those of a process observed at more times.
     """
 
     algorithm: Algorithm
@@ -61,7 +63,9 @@ class Experiment(NamedTuple):
     backward_params: Callable[[Any], Params]
     flow: Callable[[Any], Velocity] | None
     has_noise: bool
+    graph: Callable[[Any], Params] | None
     bridge: ExactBridge | None
+    observed: Observed | None
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -77,15 +81,17 @@ def build(config: ConfigDict) -> Experiment:
         ValueError: If the batch does not divide over the devices or the buffer is too small.
     """
     METHODS[config.method].check(config)
-    source, target, bridge = ends.build_ends(config)
-    law, grid = ends.build_reference(config), wiring.build_grid(config)
+    source, target, bridge, snapshots = ends.build_ends(config)
+    law, grid = ends.build_reference(config), wiring.build_grid(config, snapshots)
+    observed = wiring.observe(config, snapshots)
     # The bridge is one of the reference itself, not of its Euler steps.
     reference = kernels.reference_process(law, grid, discretisation="exact")
     seen = (
         restrict(source, config.source.access),
         restrict(target, config.target.access),
     )
-    method = METHODS[config.method].build(config, Room(seen, law, grid, reference))
+    room = Room(seen, law, grid, reference, *_between(observed))
+    method = METHODS[config.method].build(config, room)
     return Experiment(
         **method._asdict(),
         source=source,
@@ -94,4 +100,14 @@ def build(config: ConfigDict) -> Experiment:
         grid=grid,
         reference=reference,
         bridge=bridge,
+        observed=observed,
     )
+
+
+def _between(observed: Observed | None) -> tuple[tuple[Endpoint, ...], tuple[int, ...]]:
+    """What training may see between the ends, and at which points of the grid."""
+    if observed is None:
+        return (), ()
+    inner = observed.kept[1:-1]
+    marginals = (restrict(observed.snapshots.marginals[i], "samples") for i in inner)
+    return tuple(marginals), tuple(observed.knots[i] for i in inner)

@@ -1,4 +1,4 @@
-"""The two ends of a configuration: each by itself, or a pair that brings its bridge along."""
+"""The two ends of a configuration: each by itself, or made with what is known between them."""
 
 import functools
 import json
@@ -7,10 +7,12 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from d2ejax import pairs, references
+from d2ejax import snapshots as processes
 from d2ejax.endpoints import registry
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.exact.base import ExactBridge
 from d2ejax.references import Reference
+from d2ejax.snapshots import Snapshots
 
 
 class Ends(NamedTuple):
@@ -20,15 +22,20 @@ class Ends(NamedTuple):
         source: Everything known about p_0.
         target: Everything known about p_1.
         bridge: Their exact bridge, where they were made for it.
+        snapshots: The process of which they are the first marginal and the last.
     """
 
     source: Endpoint
     target: Endpoint
     bridge: ExactBridge | None = None
+    snapshots: Snapshots | None = None
 
 
 def build_ends(config: ConfigDict) -> Ends:
     """Both ends with everything known about them."""
+    if config.snapshots.name != "none":
+        found = build_snapshots(config)
+        return Ends(found.marginals[0], found.marginals[-1], snapshots=found)
     if config.pair.name == "none":
         return Ends(build_end(config.source), build_end(config.target))
     return build_pair(config)
@@ -37,6 +44,12 @@ def build_ends(config: ConfigDict) -> Ends:
 def build_end(section: ConfigDict) -> Endpoint:
     """The endpoint of the section `source` or `target`."""
     return registry.make_endpoint(section.name, **section.options.to_dict())
+
+
+def build_snapshots(config: ConfigDict) -> Snapshots:
+    """The process of the section `snapshots`, over the time of the configuration's grid."""
+    given = config.snapshots
+    return processes.make_snapshots(given.name, config.grid.t_max, **given.options.to_dict())
 
 
 def build_pair(config: ConfigDict) -> Ends:

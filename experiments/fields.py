@@ -26,6 +26,9 @@ COUPLING_OF_METHOD = {"sf2m": "entropic", "eot": "entropic", "cfm": "exact"}
 FLOWS = ("sf2m", "cfm")
 """Those of them that learn a flow rather than the kernels of two processes."""
 
+GRAPHS_OF_METHOD = {"sf2m": ("forward", "current"), "cfm": ("current",), "eot": ("forward",)}
+"""Methods of which a drift may have a graph, and which."""
+
 WITHOUT_HALF_STEPS = (*COUPLING_OF_METHOD, "lightsb")
 """Methods that are not IPF."""
 
@@ -40,6 +43,9 @@ FIELDS: dict[str, Rule] = {
     "target.options": mapping(),
     "pair.name": choice("none", "mixtures", "gaussian_plan"),
     "pair.options": mapping(),
+    "snapshots.name": choice("none", "branching", "gapminder", "regulatory"),
+    "snapshots.options": mapping(),
+    "snapshots.left_out": integer(-1),
     "reference.name": choice(
         "brownian", "ornstein_uhlenbeck", "variance_exploding", "variance_preserving"
     ),
@@ -68,6 +74,11 @@ FIELDS: dict[str, Rule] = {
     "network.score_clip": number(above=0),
     "network.dtype": choice("float32", "bfloat16"),
     "network.steps_at_once": integer(0),
+    "graph.of": choice("none", "forward", "current"),
+    "graph.width": integer(1),
+    "graph.depth": integer(1),
+    "graph.num_frequencies": integer(0),
+    "graph.sparsity": number(at_least=0),
     "batch_size": integer(1),
     "ipf.iterations": integer(1),
     "ipf.forward_steps": integer(1),
@@ -75,6 +86,7 @@ FIELDS: dict[str, Rule] = {
     "ipf.forward_loss": choice(*LOSSES),
     "ipf.backward_loss": choice(*LOSSES),
     "ipf.reanchor": choice("none", "backward", "forward", "both"),
+    "ipf.start_from": choice("reference", "lightsb"),
     "ipf.first_coupling": choice("reference", "independent"),
     "ipf.divergence": choice("exact", "hutchinson"),
     "ipf.cached_batches": integer(0),

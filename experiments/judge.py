@@ -207,6 +207,8 @@ def exact_bridge(experiment: Experiment) -> ExactBridge | None:
     """The true bridge where it is known: a pair's, of Gaussians, of densities in 1-D or 2-D."""
     if experiment.bridge is not None:
         return experiment.bridge
+    if experiment.observed is not None:
+        return None  # What is joined is more than the two ends.
     source, target = experiment.source, experiment.target
     t_max = float(experiment.grid.t_max)
     if source.moments is not None and target.moments is not None:

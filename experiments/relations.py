@@ -101,35 +101,84 @@ def _fewest_steps(config: ConfigDict) -> int:
     return config.ipf.iterations * min(config.ipf.forward_steps, config.ipf.backward_steps)
 
 
-def _relations_of_end(end: str) -> tuple[Relation, ...]:
-    """An end is one of the pair exactly if there is a pair, and has then no options itself."""
+_WITH_ENDS = ("pair", "snapshots")
+"""Sections that bring both ends along."""
+
+
+def _relations_of_end(end: str, section: str) -> tuple[Relation, ...]:
+    """An end is of a section exactly if that has a name, and has then no options itself."""
     return (
         Relation(
             f"{end}.name",
-            lambda c: (c[end].name == "pair") == (c.pair.name != "none"),
+            lambda c: (c[end].name == section) == (c[section].name != "none"),
             lambda c: (
-                "the name of an endpoint with pair.name = 'none'"
-                if c.pair.name == "none"
-                else f"'pair' with pair.name = {c.pair.name!r}"
+                f"the name of an endpoint with {section}.name = 'none'"
+                if c[section].name == "none"
+                else f"{section!r} with {section}.name = {c[section].name!r}"
             ),
         ),
         Relation(
             f"{end}.options",
-            lambda c: c.pair.name == "none" or not c[end].options,
-            lambda c: f"empty with {end}.name = 'pair': see pair.options",
+            lambda c: c[section].name == "none" or not c[end].options,
+            lambda c: f"empty with {end}.name = {section!r}: see {section}.options",
         ),
     )
 
 
+def _relation_of_options(section: str) -> Relation:
+    return Relation(
+        f"{section}.options",
+        lambda c: c[section].name != "none" or not c[section].options,
+        lambda c: f"empty with {section}.name = 'none'",
+    )
+
+
 RELATIONS_OF_ENDS: tuple[Relation, ...] = (
-    *_relations_of_end("source"),
-    *_relations_of_end("target"),
     Relation(
-        "pair.options",
-        lambda c: c.pair.name != "none" or not c.pair.options,
-        lambda c: "empty with pair.name = 'none'",
+        "pair.name",
+        lambda c: "none" in (c.pair.name, c.snapshots.name),
+        lambda c: f"'none' with snapshots.name = {c.snapshots.name!r}: either brings both ends",
+    ),
+    *(
+        relation
+        for section in _WITH_ENDS
+        for end in ("source", "target")
+        for relation in _relations_of_end(end, section)
+    ),
+    *map(_relation_of_options, _WITH_ENDS),
+    Relation(
+        "snapshots.left_out",
+        lambda c: c.snapshots.name != "none" or c.snapshots.left_out == -1,
+        lambda c: "-1 with snapshots.name = 'none'",
     ),
 )
+
+
+def _of_light_start(field: str, allowed: str | bool, reason: str) -> Relation:
+    """What a start from a light bridge asks of a key."""
+    section, name = field.split(".")
+    shown = repr(allowed) if isinstance(allowed, str) else str(allowed).lower()
+    return Relation(
+        field,
+        lambda c: (
+            c.ipf.start_from == "reference"
+            or c.method in fields.WITHOUT_HALF_STEPS
+            or c[section][name] == allowed
+        ),
+        lambda c: f"{shown} with ipf.start_from = 'lightsb', {reason}",
+    )
+
+
+RELATIONS_OF_START: tuple[Relation, ...] = (
+    _of_light_start("source.access", "samples", "fitted to samples of both ends"),
+    _of_light_start("target.access", "samples", "fitted to samples of both ends"),
+    _of_light_start(
+        "reference.discretisation", "exact", "whose steps are those of the bridge itself"
+    ),
+    _of_light_start("ipf.first_coupling", "reference", "whose ends the first half-step draws"),
+    _of_light_start("ipf.warm_start", True, "fitted once"),
+)
+"""Conditions of a start from a light bridge."""
 
 RELATIONS_OF_SAMPLES: tuple[Relation, ...] = (
     Relation(
@@ -219,12 +268,62 @@ RELATIONS_OF_MATCHING: tuple[Relation, ...] = (
 )
 """Conditions of methods that match coupled minibatches."""
 
+RELATIONS_OF_SNAPSHOTS: tuple[Relation, ...] = (
+    Relation(
+        "method",
+        lambda c: c.snapshots.name == "none" or c.method in fields.COUPLING_OF_METHOD,
+        lambda c: (
+            f"one of {tuple(fields.COUPLING_OF_METHOD)} with snapshots.name = "
+            f"{c.snapshots.name!r}: what it joins are two ends"
+        ),
+    ),
+    Relation(
+        "variance.family",
+        lambda c: (
+            c.snapshots.name == "none" or not c.learn_variance or c.variance.family != "bridge"
+        ),
+        lambda c: (
+            f"'bounded' with snapshots.name = {c.snapshots.name!r}: what pinning the far end "
+            "leaves open is of two ends, and a bound on no step before"
+        ),
+    ),
+    Relation(
+        "network.prediction",
+        lambda c: c.snapshots.name == "none" or c.network.prediction == "drift",
+        lambda c: (
+            f"'drift' with snapshots.name = {c.snapshots.name!r}: not every path runs to the "
+            "target first"
+        ),
+    ),
+)
+"""Conditions of what is observed at more times than two."""
+
+RELATIONS_OF_GRAPHS: tuple[Relation, ...] = (
+    Relation(
+        "graph.of",
+        lambda c: c.graph.of in ("none", *fields.GRAPHS_OF_METHOD.get(c.method, ())),
+        lambda c: (
+            f"one of {('none', *fields.GRAPHS_OF_METHOD.get(c.method, ()))} with method = "
+            f"{c.method!r}"
+        ),
+    ),
+    Relation(
+        "learn_variance",
+        lambda c: c.graph.of == "none" or not c.learn_variance,
+        lambda c: f"false with graph.of = {c.graph.of!r}: a graph is one of drifts",
+    ),
+)
+"""Conditions of drifts with a graph."""
+
 RELATIONS: tuple[Relation, ...] = (
     _sampled_relation("source"),
     _sampled_relation("target"),
+    *RELATIONS_OF_SNAPSHOTS,
     *RELATIONS_OF_MATCHING,
+    *RELATIONS_OF_GRAPHS,
     _loss_relation("forward_loss", pinned="target"),
     _loss_relation("backward_loss", pinned="source"),
+    *RELATIONS_OF_START,
     *RELATIONS_OF_SAMPLES,
     Relation(
         "ipf.reanchor",

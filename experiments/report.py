@@ -13,7 +13,7 @@ from d2ejax import plotting
 from d2ejax.exact.base import ExactBridge, HostArray
 from d2ejax.metrics import Estimate
 from d2ejax.typing import Key
-from experiments import diagnosis, judge, workdir
+from experiments import diagnosis, graphs, interpolation, judge, workdir
 from experiments.build import Experiment
 from experiments.judge import Judge, Paths
 
@@ -45,6 +45,11 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
         **judge.sample_metrics(experiment, forward, keys[2], settings.num_samples),
         **judge.gaussian_metrics(experiment, forward, bridge),
     }
+    if experiment.observed is not None:
+        found |= interpolation.snapshot_metrics(
+            experiment, state, forward, keys[3], settings.num_samples
+        )
+        found |= graphs.graph_metrics(experiment, state, keys[5])
     if settings.flow:
         found |= judge.flow_metrics(judged, state, forward, keys[2], settings.num_samples)
     if bridge is not None:
@@ -140,6 +145,10 @@ def _draw(
         "coupling": plotting.coupling(learned[:, 0], learned[:, -1], *exact_ends),
         "drift": _drift_figure(experiment, state, bridge, forward),
         "training": _training_figure(records, optimal),
+        "snapshots": interpolation.figure(
+            experiment, forward, key, fields.get("snapshots", [])
+        ),
+        "graph": graphs.figure(experiment, fields),
         "overview": plotting.overview(
             times,
             learned,
@@ -179,6 +188,9 @@ def _headline_numbers(fields: dict[str, Any]) -> dict[str, tuple[float | None, f
         "transport cost": ("transport_cost", "transport_cost_optimal"),
     }
     gap = {"bridge gap [nats]": (fields.get("bridge_gap"), 0.0)}
+    if "w1_left_out_floor" in fields:
+        found = fields.get("w1_left_out", fields["w1_left_out_ode"])
+        gap = {"W1, left out": (found, fields["w1_left_out_floor"])}
     return gap | {label: (fields.get(a), fields.get(b)) for label, (a, b) in pairs.items()}
 
 

@@ -36,6 +36,15 @@ _IDEALS: dict[str, str | float] = {
     "path_kl": "path_kl_optimal",
     "w2_squared": "w2_squared_floor",
     "w2_squared_ode": "w2_squared_floor",
+    "w1_left_out": "w1_left_out_floor",
+    "w1_left_out_ode": "w1_left_out_floor",
+    "w1_left_out_from_start": "w1_left_out_floor",
+    "w1_left_out_from_start_ode": "w1_left_out_floor",
+    "edge_auroc": 1.0,
+    "edge_auroc_sensitivity": 1.0,
+    "edge_average_precision": 1.0,
+    "edge_average_precision_sensitivity": 1.0,
+    "circuit_drift_error": 0.0,
     "bw_uvp": 0.0,
     "conditional_bw_uvp": "conditional_bw_uvp_floor",
     "log_z_lower": "log_z_true",
@@ -87,6 +96,25 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(f"kernels matched to the exact bridge on this grid: bridge_gap {limit}")
     if summary.get("gap_path") is not None:
         lines.append(_split(summary))
+    if summary.get("w1_left_out_straight") is not None:
+        parts = (
+            f"{name} {_show(summary[f'w1_left_out_{key}'])}"
+            for name, key in (
+                ("the snapshot before", "previous"),
+                ("the one after", "next"),
+                ("straight lines between them", "straight"),
+            )
+        )
+        lines.append(f"W1 to the snapshot left out, without training: {', '.join(parts)}")
+    if summary.get("edge_auroc_correlation") is not None:
+        parts = (
+            f"{name} {_show(summary[f'edge_auroc_{key}'])}"
+            for name, key in (
+                ("correlation", "correlation"),
+                ("partial correlation", "partial_correlation"),
+            )
+        )
+        lines.append(f"edge_auroc without training: {', '.join(parts)}, chance 0.5")
     anchors = summary.get("effective_anchors")
     if anchors is not None and anchors < _FEW_ANCHORS:
         advice = "raise ipf.num_anchors"

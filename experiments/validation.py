@@ -83,14 +83,20 @@ def check_endpoints(config: ConfigDict) -> None:
     from d2ejax.endpoints.base import restrict
     from experiments import ends
 
-    if config.pair.name == "none":
+    if config.snapshots.name != "none":
+        build = functools.partial(ends.build_snapshots, config)
+        marginals = _buildable(config, "snapshots", build).marginals
+        check_snapshots(config, len(marginals))
+        source, target = marginals[0], marginals[-1]
+    elif config.pair.name == "none":
         source, target = (
             _buildable(config, end, functools.partial(ends.build_end, config[end]))
             for end in ("source", "target")
         )
     else:
-        build = functools.partial(ends.build_pair, config)
-        source, target, _ = _buildable(config, "pair", build)
+        source, target, *_ = _buildable(
+            config, "pair", functools.partial(ends.build_pair, config)
+        )
     for end, endpoint in (("source", source), ("target", target)):
         try:
             restrict(endpoint, config[end].access)
@@ -101,6 +107,23 @@ def check_endpoints(config: ConfigDict) -> None:
         raise InputError(
             f"target.name = {config.target.name!r}: has dimension {target.dim}: must be "
             f"{source.dim}, the dimension of the source {config.source.name!r}"
+        )
+
+
+def check_snapshots(config: ConfigDict, num: int) -> None:
+    """What the number of snapshots asks of other keys."""
+    if not -1 <= config.snapshots.left_out <= num - 2 or config.snapshots.left_out == 0:
+        raise refusal(
+            "snapshots.left_out",
+            config.snapshots.left_out,
+            f"-1 or from 1 to {num - 2}: {num} snapshots, the first and the last of which are "
+            "the source and the target",
+        )
+    if config.grid.num_steps % (num - 1):
+        raise refusal(
+            "grid.num_steps",
+            config.grid.num_steps,
+            f"a multiple of {num - 1}: as many steps from each of {num} snapshots to the next",
         )
 
 

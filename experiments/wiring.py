@@ -8,13 +8,14 @@ import optax
 from ml_collections import ConfigDict
 from optax import contrib
 
-from d2ejax import kernels, networks, parallel, time_grids
+from d2ejax import graph_networks, kernels, networks, parallel, time_grids
 from d2ejax.algorithms import gathered
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.flows import Velocity
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
+from d2ejax.snapshots import Snapshots
 from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Array, EmbeddedNetwork, Key, Params
 
@@ -30,12 +31,43 @@ class Room(NamedTuple):
         law: The reference in continuous time.
         grid: The time grid.
         reference: The reference on the grid, by its exact transitions.
+        between: What training may see of the process at further times.
+        knots: The points of the grid at these times.
     """
 
     ends: tuple[Endpoint, Endpoint]
     law: Reference
     grid: TimeGrid
     reference: Process
+    between: tuple[Endpoint, ...] = ()
+    knots: tuple[int, ...] = ()
+
+
+class Observed(NamedTuple):
+    """Snapshots of a process, and which of them are trained on.
+
+    Attributes:
+        snapshots: The process.
+        knots: The point of the grid at each of its times, those of its ends included.
+        left_out: Which of them is kept from training; None for none.
+    """
+
+    snapshots: Snapshots
+    knots: tuple[int, ...]
+    left_out: int | None
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Those that are trained on."""
+        return tuple(i for i in range(len(self.knots)) if i != self.left_out)
+
+    def before(self, index: int) -> int:
+        """The last of these that is earlier than a snapshot."""
+        return max(i for i in self.kept if i < index)
+
+    def after(self, index: int) -> int:
+        """The first of these that is later than a snapshot."""
+        return min(i for i in self.kept if i > index)
 
 
 class Side(NamedTuple):
@@ -60,6 +92,7 @@ class Method(NamedTuple):
             processes give together.
         has_noise: Whether it is a bridge at all: False for a flow alone, whose processes only
             follow it.
+        graph: Maps the state to the parameters of the drift that has a graph, if one has.
     """
 
     algorithm: Algorithm
@@ -71,17 +104,32 @@ class Method(NamedTuple):
     backward_params: Callable[[Any], Params]
     flow: Callable[[Any], Velocity] | None = None
     has_noise: bool = True
+    graph: Callable[[Any], Params] | None = None
 
 
-def build_grid(config: ConfigDict) -> TimeGrid:
-    """The time grid."""
+def build_grid(config: ConfigDict, snapshots: Snapshots | None = None) -> TimeGrid:
+    """The time grid; with snapshots as many steps from any of them to the next."""
     given = config.grid
     makers: dict[str, Callable[[int, float], TimeGrid]] = {
         "uniform": time_grids.uniform,
         "end_refined": functools.partial(time_grids.end_refined, power=given.power),
         "cosine": time_grids.cosine,
     }
-    return makers[given.spacing](given.num_steps, given.t_max)
+    make = makers[given.spacing]
+    if snapshots is None:
+        return make(given.num_steps, given.t_max)
+    steps = given.num_steps // (len(snapshots.times) - 1)
+    return time_grids.through(snapshots.times, functools.partial(make, steps))
+
+
+def observe(config: ConfigDict, snapshots: Snapshots | None) -> Observed | None:
+    """What of the snapshots is trained on, and where on the grid they are."""
+    if snapshots is None:
+        return None
+    intervals, left_out = len(snapshots.times) - 1, config.snapshots.left_out
+    steps = config.grid.num_steps // intervals
+    knots = tuple(i * steps for i in range(intervals + 1))
+    return Observed(snapshots, knots, None if left_out < 0 else left_out)
 
 
 def build_side(config: ConfigDict, room: Room, *, backward: bool) -> Side:
@@ -92,20 +140,38 @@ def build_side(config: ConfigDict, room: Room, *, backward: bool) -> Side:
 
 def build_network(config: ConfigDict, room: Room, goal: Endpoint) -> networks.NetworkPair:
     """The network of a drift; it sees the energy of its goal, where there is one."""
-    given, t_max = config.network, config.grid.t_max
+    given = config.network
     return networks.drift_network(
         goal.dim,
-        t_max,
+        config.grid.t_max,
         width=given.width,
         depth=given.depth,
         num_frequencies=given.num_frequencies,
         layer_norm=given.layer_norm,
-        drift_scale=given.drift_scale * float(room.law.variance(0.0, t_max)) ** 0.5 / t_max,
+        drift_scale=_drift_scale(config, room),
         log_density=goal.log_density if given.energy_feature else None,
         score_clip=given.score_clip,
         affine=given.affine,
         dtype=given.dtype,
     )
+
+
+def build_graph_network(config: ConfigDict, room: Room) -> networks.NetworkPair:
+    """The network of a drift whose first layer is a graph."""
+    given = config.graph
+    return graph_networks.graph_network(
+        room.ends[0].dim,
+        config.grid.t_max,
+        width=given.width,
+        depth=given.depth,
+        num_frequencies=given.num_frequencies,
+        drift_scale=_drift_scale(config, room),
+    )
+
+
+def _drift_scale(config: ConfigDict, room: Room) -> float:
+    t_max = config.grid.t_max
+    return config.network.drift_scale * float(room.law.variance(0.0, t_max)) ** 0.5 / t_max
 
 
 def build_process(

@@ -21,12 +21,16 @@ ROOMS = {
     "couplings": SPINE[:4],
     # Leaves: handed in as functions, so that anybody's own can take their place.
     "networks": ("typing",),
+    "graph_networks": ("typing", "networks"),
+    "circuits": (),
     "endpoints": ("typing",),
     "losses": ("typing",),
     "exploration": ("typing",),
     "plotting": (),
     "exact": SPINE[:4],
     "metrics": (*SPINE, "exact"),
+    # Processes observed at more times than the two ends.
+    "snapshots": ("typing", "circuits", "endpoints"),
     # Ends that come with their exact bridge.
     "pairs": (*SPINE[:4], "endpoints", "exact", "metrics"),
     # Of endpoints, the type alone: which ones there are is the caller's affair.

@@ -11,6 +11,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from d2ejax import couplings, exact, references
+from tests import gaussian_case
 from tests.reference_cases import T_MAX, every_reference
 
 
@@ -119,6 +120,17 @@ def test_the_proof_would_notice_a_wrong_epsilon(key, scale):
     assert abs(found - true_correlation(reference)) > 0.05 + 4 * error
 
 
+def test_a_coupling_that_starts_later_is_tied_to_what_remains(key):
+    # Noise that grows in time: as wide a Brownian motion, neither of as long a time nor of all.
+    law = references.variance_exploding(0.1, 2.0, 1.0)
+    x_0, x_1 = jax.random.normal(key, (2, 32, 2))
+    found = gaussian_case.jit(couplings.entropic(law, 1.0, start=0.9))(key, x_0, x_1)[1]
+    sigma = float(law.variance(0.9, 1.0)) ** 0.5
+    assert sigma < 0.7 * float(law.variance(0.0, 1.0)) ** 0.5
+    plain = couplings.entropic(references.brownian(sigma), 1.0)
+    np.testing.assert_allclose(found, gaussian_case.jit(plain)(key, x_0, x_1)[1])
+
+
 def test_bad_input_is_refused():
     x = jnp.zeros((4, 2))
     for couple in COUPLINGS.values():
@@ -129,6 +141,9 @@ def test_bad_input_is_refused():
             couplings.entropic(references.brownian(1.0), 1.0, **{name: 0})
     with pytest.raises(ValueError, match="t_max = -1: must be > 0"):
         couplings.entropic(references.brownian(1.0), -1)
+    for start in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"start = {start}: must be ≥ 0 and < t_max = 1.0"):
+            couplings.entropic(references.brownian(1.0), 1.0, start=start)
 
 
 def test_what_needs_no_solver_does_not_wait_for_its_import():

@@ -74,6 +74,31 @@ def test_flow_and_score_make_the_two_drifts_of_the_bridge(reference):
 
 
 @every_reference
+def test_a_network_of_the_forward_drift_can_take_the_place_of_that_of_the_flow(reference):
+    grid = time_grids.uniform(10, T_MAX)
+    current, osmotic = exact_networks(reference, grid)
+
+    def total(params, x, embedding):
+        along, push = (
+            n.apply(params, x, e)[0] for n, e in zip((current, osmotic), embedding, strict=True)
+        )
+        return along + push, jnp.ones_like(x)
+
+    drift = EmbeddedNetwork(lambda p, t: (current.embed(p, t), osmotic.embed(p, t)), total)
+    params = {"current": jnp.ones(()), "osmotic": jnp.ones(())}
+    x, t = jnp.asarray([0.3]), grid.times[3]
+    pairs = zip(
+        flows.drift_networks(drift, osmotic, of_drift=True),
+        flows.drift_networks(current, osmotic),
+        strict=True,
+    )
+    for found, expected in pairs:
+        np.testing.assert_allclose(found(params, x, t), expected(params, x, t), rtol=1e-5)
+    velocity = flows.current_network(drift, osmotic)(params, x, t)[0]
+    np.testing.assert_allclose(velocity, current(params["current"], x, t)[0], rtol=1e-5)
+
+
+@every_reference
 @pytest.mark.parametrize("backward", [False, True])
 def test_networks_of_zeros_are_the_reference_and_its_reversal(reference, backward):
     grid = time_grids.end_refined(4, T_MAX)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from d2ejax import pairs, references, time_grids
+from d2ejax import kernels, pairs, references, time_grids
 from d2ejax.exact.base import local_coefficients, transition
 from d2ejax.light import LightPotential
 from tests.gaussian_case import jit
@@ -100,6 +100,30 @@ def test_kernels_have_the_exact_moments_of_every_step(reference, match_variance)
         if not match_variance:
             variance = np.full_like(mean, transition(reference, t, t_next).variance)
         np.testing.assert_allclose(law.mean, mean, atol=2e-3)
+        np.testing.assert_allclose(np.exp(law.log_variance), variance, rtol=2e-3)
+
+
+@every_reference
+def test_over_the_reverse_it_is_the_potential_of_the_source_and_the_chain_runs_backward(
+    reference,
+):
+    bridge, _, _ = exact(reference)
+    potential = LightPotential(references.reverse(reference, T_MAX), T_MAX)
+    params = potential.from_mixture(*(jnp.asarray(part, jnp.float32) for part in bridge.phi))
+    process = potential.process(GRID, backward=True)
+    plain = kernels.process(
+        kernels.zero_network, reference, GRID, backward=True, discretisation="exact"
+    )
+    assert process.backward
+    for name, leaf in process.steps._asdict().items():
+        np.testing.assert_allclose(leaf, getattr(plain.steps, name), rtol=2e-4, atol=1e-6)
+    kernel = over(process.kernel, params)
+    for k, (t, t_next) in enumerate(itertools.pairwise(TIMES)):
+        x, host = points(bridge, t_next)
+        law = kernel(x, jax.tree.map(lambda leaf, k=k: leaf[k], process.steps))
+        mean, cov = bridge.backward_step_law(host, float(t_next), float(t))
+        np.testing.assert_allclose(law.mean, mean, atol=2e-3)
+        variance = np.einsum("nii->ni", cov)
         np.testing.assert_allclose(np.exp(law.log_variance), variance, rtol=2e-3)
 
 

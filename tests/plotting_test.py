@@ -320,3 +320,54 @@ def test_a_comparison_fills_rows_and_hides_what_is_left(tmp_path):
     figure = plotting.comparison(panels() * 2, title="Methods", columns=3, share_y=False)
     assert_fit_to_show(figure, tmp_path / "comparison.png")
     assert [axes.get_visible() for axes in figure.axes] == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_snapshots_stand_above_what_is_learned_and_the_one_left_out_is_marked(dim, tmp_path):
+    paths, knots = make_paths(dim), (0, 3, NUM_STEPS)
+    figure = plotting.snapshots(
+        TIMES,
+        paths,
+        [make_paths(dim, n=200, seed=2)[:, knot] for knot in knots],
+        knots,
+        labels=("first", "second", "last"),
+        left_out=1,
+        notes=("", "a note", "another"),
+    )
+    assert_fit_to_show(figure, tmp_path / "snapshots.png")
+    above, below = figure.axes[:3], figure.axes[3:]
+    assert [axes.get_title() for axes in above] == ["first", "second, left out", "last"]
+    framed = [axes.spines["top"].get_visible() for axes in figure.axes]
+    assert framed == [False, True, False] * 2
+    assert [axes.get_xlabel().partition("\n")[2] for axes in below] == ["", "a note", "another"]
+    # Lines lead to a snapshot from where the paths were at the one before.
+    trails = [[c for c in axes.collections if isinstance(c, LineCollection)] for axes in below]
+    assert [len(lines) for lines in trails] == [0, 1, 1]
+    segments = np.asarray(trails[2][0].get_segments())
+    ends = segments.reshape(NUM_STEPS - 3, -1, 2, 2)
+    drawn = style.spread(paths, ends.shape[1])
+    np.testing.assert_allclose(ends[0, :, 0], drawn[:, 3, :2])
+    np.testing.assert_allclose(ends[-1, :, 1], drawn[:, -1, :2])
+
+
+def test_snapshots_need_a_plane():
+    with pytest.raises(ValueError, match="paths have 1 coordinate: must have at least 2"):
+        plotting.snapshots(TIMES, make_paths(1), [np.zeros((3, 1))], (0,), labels=("first",))
+
+
+def test_a_graph_has_its_true_edges_framed_and_no_diagonal(tmp_path):
+    names, edges = [f"Gene{i}" for i in range(11)], np.zeros((11, 11), bool)
+    edges[[0, 3, 4], [1, 2, 4]] = True
+    strengths = np.random.default_rng(0).uniform(size=(11, 11)) + 9.0 * np.eye(11)
+    figure = plotting.graph(names, edges, strengths, note="AUROC 0.50")
+    assert_fit_to_show(figure, tmp_path / "graph.png")
+    true, learned = (axes.images[0] for axes in figure.axes)
+    assert np.argwhere(true.get_array().filled(0.0)).tolist() == [[0, 1], [3, 2]]
+    # The scale is that of what is shown.
+    assert learned.get_array().mask.trace() == 11 and learned.get_clim()[1] < 1.0
+    frames = {(patch.get_y() + 0.5, patch.get_x() + 0.5) for patch in figure.axes[1].patches}
+    assert frames == {(0.0, 1.0), (3.0, 2.0)}
+    with pytest.raises(
+        ValueError, match=r"strengths must have shape \(dim, dim\) = \(11, 11\)"
+    ):
+        plotting.graph(names, edges, strengths[1:])

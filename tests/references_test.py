@@ -66,6 +66,19 @@ def test_transition_solves_the_moment_equations(reference, s, t):
 
 
 @every_reference
+def test_the_reverse_is_a_reference_with_the_same_bridges(reference):
+    reverse = references.reverse(reference, T_MAX)
+    test_transition_solves_the_moment_equations(reverse, 0.3, 1.1)
+    x_0, x_1 = jnp.asarray([0.4]), jnp.asarray([-1.2])
+    for t in (0.2, 0.9):
+        given = {"start": jnp.float32(0.0), "end": jnp.float32(T_MAX)}
+        mean, variance = references.pinned(reference, x_0, x_1, jnp.float32(t), **given)
+        mirrored = references.pinned(reverse, x_1, x_0, jnp.float32(T_MAX - t), **given)
+        np.testing.assert_allclose(mirrored[0], mean, rtol=1e-4)
+        np.testing.assert_allclose(mirrored[1], variance, rtol=1e-4)
+
+
+@every_reference
 def test_two_transitions_make_one(reference):
     (a, v), (b, w) = host_transition(reference, 0.2, 0.7), host_transition(reference, 0.7, 1.4)
     np.testing.assert_allclose(

@@ -84,3 +84,34 @@ def test_bad_power_is_refused():
 def test_steps_that_vanish_in_float32_are_refused(num_steps, power):
     with pytest.raises(ValueError, match=rf"num_steps = {num_steps}: .* vanish in float32"):
         time_grids.end_refined(num_steps, 1.0, power=power)
+
+
+def test_a_grid_goes_through_its_stops():
+    grid = time_grids.through((0.0, 0.3, 2.0), lambda length: time_grids.end_refined(2, length))
+    np.testing.assert_allclose(grid.times, [0, 0.225, 0.3, 1.575, 2.0], rtol=1e-6)
+    # Exactly, so that a marginal there is one of the chain.
+    assert grid.times[2] == np.float32(0.3) and grid.t_max == 2.0
+    alone = time_grids.through((0.0, 0.7), lambda length: time_grids.cosine(5, length))
+    np.testing.assert_array_equal(alone.times, time_grids.cosine(5, 0.7).times)
+
+
+def test_a_grid_is_cut_at_its_knots():
+    grid = time_grids.uniform(5, 1.0)
+    pieces = time_grids.cut(grid, (1, 3))
+    assert [piece.num_steps for piece in pieces] == [1, 2, 2]
+    for piece, points in zip(pieces, ((0, 1), (1, 3), (3, 5)), strict=True):
+        np.testing.assert_array_equal(piece.times, grid.times[points[0] : points[1] + 1])
+    (whole,) = time_grids.cut(grid, ())
+    np.testing.assert_array_equal(whole.times, grid.times)
+
+
+@pytest.mark.parametrize("stops", [(0.0,), (0.1, 1.0), (0.0, 1.0, 1.0), (0.0, 2.0, 1.0)])
+def test_bad_stops_are_refused(stops):
+    with pytest.raises(ValueError, match=r"stops = .*: must begin at 0 and increase"):
+        time_grids.through(stops, lambda length: time_grids.uniform(2, length))
+
+
+@pytest.mark.parametrize("knots", [(0,), (5,), (3, 2), (2, 2), (-1,)])
+def test_bad_knots_are_refused(knots):
+    with pytest.raises(ValueError, match=r"knots = .*: must increase, from 1 to 4 at most"):
+        time_grids.cut(time_grids.uniform(5, 1.0), knots)

@@ -1,6 +1,9 @@
 """Bridges of the reference between coupled ends, and processes fitted to them."""
 
+from collections.abc import Sequence
+
 import jax
+import jax.numpy as jnp
 
 from d2ejax import losses, references, rollouts
 from d2ejax.kernels import Process
@@ -41,7 +44,31 @@ def bridge_loss(
     Returns:
         A scalar, in nats per path.
     """
-    given = paths[:, 1:] if process.backward else paths[:, :-1]
-    kernels = rollouts.step_kernels(process, params, given)
-    target = references.pinned_step(law, paths, grid, backward=process.backward)
+    return joined_bridge_loss(process, params, ((paths, grid),), law)
+
+
+def joined_bridge_loss(
+    process: Process, params: Params, legs: Sequence[tuple[Array, TimeGrid]], law: Reference
+) -> Array:
+    """`bridge_loss` of bridges that are pinned at more times than the two ends.
+
+    Given what is pinned, the legs from one such time to the next are independent.
+
+    Args:
+        process: The process, over all legs.
+        params: Its parameters.
+        legs: For each, bridges of the reference `(num_paths, leg_steps + 1, dim)` and their
+            piece of the time grid, in the order of time.
+        law: The reference in continuous time.
+
+    Returns:
+        A scalar, in nats per path.
+    """
+    backward = process.backward
+    given = [paths[:, 1:] if backward else paths[:, :-1] for paths, _ in legs]
+    means, variances = zip(
+        *(references.pinned_step(law, *leg, backward=backward) for leg in legs), strict=True
+    )
+    kernels = rollouts.step_kernels(process, params, jnp.concatenate(given, axis=1))
+    target = jnp.concatenate(means, axis=1), jnp.concatenate(variances)
     return losses.bridge_matching_loss(*kernels, *target)

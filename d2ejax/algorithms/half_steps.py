@@ -103,7 +103,8 @@ class HalfStep(NamedTuple):
             paths and joins them by the reference's pinned bridge, as bridge matching always
             does, and losses with a fixed variance never.
         first_coupling: Of which ends bridge matching makes its first half-step: "reference",
-            those of the reference's own paths, as IPF asks for, or "independent", samples of
+            those of the opposite process as it begins, which for IPF is the reference or a
+            bridge near to the one sought (see `kernels.on_top`), or "independent", samples of
             both, as iterative Markovian fitting asks for.
         divergence: How a half-step of the SDE likelihood finds the divergence of its drift:
             "exact", by a derivative along each axis, or "hutchinson", along one random sign

@@ -4,11 +4,13 @@ No path is simulated: the loss is one of the ends alone, and the forward process
 with the exact moments of each step, comes with the potential (Korotin et al. 2024,
 arXiv:2310.01174). The backward process is then fitted once, to bridges of the reference between
 ends that the finished plan couples.
+
+The potential alone is what other algorithms may start from: see `fit_potential`.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from d2ejax.algorithms.base import (
 from d2ejax.algorithms.bridges import bridge_loss, pinned_paths
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
-from d2ejax.kernels import Process
+from d2ejax.kernels import BASE, Process
 from d2ejax.light import LightPotential
 from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Array, Key, Params
@@ -116,16 +118,16 @@ def light_bridge(
     """
     samplers = endpoints.sampler(ends[0]), endpoints.sampler(ends[1])
     on_ends = partial(_on_ends, potential, samplers, phases.ends_batch)
+    start = partial(_start, potential, samplers[1], num_components, init_share, optimisers[0])
     on_paths = partial(_on_paths, potential, backward, samplers[0], grid, phases.paths_batch)
     update = partial(gradient_step, decay=ema_decay, axis_name=axis_name)
 
     def init(key: Key) -> State:
         # The key is the same on all devices, and so are the parameters.
         centre_key, backward_key, own_key = jax.random.split(key, 3)
-        centres = samplers[1](centre_key, num_components)
         zero = jnp.zeros((), jnp.int32)
         return State(
-            init_model(potential.init(centres, share=init_share), optimisers[0]),
+            start(centre_key),
             init_model(init_backward(backward_key), optimisers[1]),
             step=zero,
             skipped=zero,
@@ -150,6 +152,91 @@ def light_bridge(
         )
 
     return Algorithm(init, step)
+
+
+def fit_potential(
+    key: Key,
+    potential: LightPotential,
+    ends: tuple[Endpoint, Endpoint],
+    *,
+    optimiser: optax.GradientTransformation,
+    num_steps: int,
+    batch_size: int = 1024,
+    num_components: int = 50,
+    init_share: float = 0.1,
+    ema_decay: float = 0.99,
+    axis_name: str | None = None,
+) -> Params:
+    """Fits a potential by the gradient steps that `light_bridge` takes first, in one scan.
+
+    For the `init` of other algorithms: `LightPotential.process` makes it a process to start
+    from (see `kernels.on_top`), near to the bridge before they have taken a step.
+
+    Args:
+        key: A typed key, the same on all devices.
+        potential: The potential.
+        ends: What the source and the target offer to training: samples.
+        optimiser: An optax transformation.
+        num_steps: Gradient steps; those whose loss or gradient is not finite are left out.
+        batch_size: Samples of each end in a step, on each device.
+        num_components: Gaussians in the potential.
+        init_share: The variance that they start with; see `light_bridge`.
+        ema_decay: Decay of the parameters' moving average per step.
+        axis_name: The mapped axis of devices, over which gradients are averaged.
+
+    Returns:
+        The averaged parameters of the potential, the same on all devices.
+
+    Raises:
+        ValueError: If an end has no samples.
+    """
+    samplers = endpoints.sampler(ends[0]), endpoints.sampler(ends[1])
+    centre_key, own_key = jax.random.split(key)
+    model = _start(potential, samplers[1], num_components, init_share, optimiser, centre_key)
+
+    def advance(model: Model, key: Key) -> tuple[Model, None]:
+        loss = _on_ends(potential, samplers, batch_size, key)
+        model, _, _ = gradient_step(
+            loss, model, optimiser, decay=ema_decay, axis_name=axis_name
+        )
+        return model, None
+
+    keys = jax.random.split(device_key(own_key, axis_name), num_steps)
+    return jax.lax.scan(advance, model, keys)[0].average
+
+
+def with_fixed_base(
+    optimiser: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimiser that leaves alone what a process starts from: all under `kernels.BASE`.
+
+    Without a gradient the parameters would still decay, or be moved by what is shared.
+
+    Args:
+        optimiser: Of all other parameters.
+    """
+
+    def labels(params: Params) -> Params:
+        def label(path: tuple[Any, ...], leaf: Array) -> str:
+            fixed = any(getattr(part, "key", None) == BASE for part in path)
+            return "fixed" if fixed else "trained"
+
+        return jax.tree.map_with_path(label, params)
+
+    return optax.partition({"trained": optimiser, "fixed": optax.set_to_zero()}, labels)
+
+
+def _start(
+    potential: LightPotential,
+    sampler: _Sampler,
+    num_components: int,
+    init_share: float,
+    optimiser: optax.GradientTransformation,
+    key: Key,
+) -> Model:
+    """The model of a potential before its first step, its centres samples of the target."""
+    centres = sampler(key, num_components)
+    return init_model(potential.init(centres, share=init_share), optimiser)
 
 
 def _on_ends(

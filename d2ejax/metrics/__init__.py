@@ -6,10 +6,12 @@ from d2ejax.metrics.bridge import bridge_gap as bridge_gap
 from d2ejax.metrics.bridge import drift_error as drift_error
 from d2ejax.metrics.bridge import path_kl as path_kl
 from d2ejax.metrics.bridge import terminal_kl as terminal_kl
+from d2ejax.metrics.distances import displacement_interpolation as displacement_interpolation
 from d2ejax.metrics.distances import energy_distance as energy_distance
 from d2ejax.metrics.distances import mmd_squared as mmd_squared
 from d2ejax.metrics.distances import sliced_w2_squared as sliced_w2_squared
 from d2ejax.metrics.distances import transport_cost as transport_cost
+from d2ejax.metrics.distances import w1 as w1
 from d2ejax.metrics.distances import w2_squared as w2_squared
 from d2ejax.metrics.distances import w2_squared_floor as w2_squared_floor
 from d2ejax.metrics.evidence import effective_sample_size as effective_sample_size
@@ -19,6 +21,8 @@ from d2ejax.metrics.evidence import log_z_lower as log_z_lower
 from d2ejax.metrics.evidence import log_z_upper as log_z_upper
 from d2ejax.metrics.gaussian import fitted_kl as fitted_kl
 from d2ejax.metrics.gaussian import moment_error as moment_error
+from d2ejax.metrics.graphs import edge_auroc as edge_auroc
+from d2ejax.metrics.graphs import edge_average_precision as edge_average_precision
 from d2ejax.metrics.modes import mode_coverage as mode_coverage
 from d2ejax.metrics.modes import mode_weights as mode_weights
 from d2ejax.metrics.plans import bw_uvp as bw_uvp

@@ -18,6 +18,8 @@ Series = tuple[npt.ArrayLike, npt.ArrayLike]
 _MARKERS = "os^Dv"
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 _SHADES = 5
+# Of an axis, between two ticks.
+_TICK_SHARE = 0.05
 # Inches that a name of about twenty letters takes.
 _LEGEND_ENTRY = 2.8
 
@@ -104,12 +106,23 @@ def _draw_panel(
     axes.set_title(panel.title, size=style.PANEL_SIZE, color=style.INK)
     axes.grid(axis="y", color=style.FAINT, linewidth=0.6, alpha=0.7)
     style.clean_axes(axes)
-    axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    axes.xaxis.set_major_locator(FixedLocator(_apart(ticks)))
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
+
+
+def _apart(ticks: set[float]) -> list[float]:
+    """Those whose names find room: the largest, and what is not too near to one kept."""
+    places = sorted(ticks, reverse=True)
+    room = _TICK_SHARE * np.log(places[0] / places[-1]) if places else 0.0
+    kept: list[float] = []
+    for place in places:
+        if not kept or np.log(kept[-1] / place) >= room:
+            kept.append(place)
+    return kept[::-1]
 
 
 def _looks(name: str, names: Sequence[str]) -> dict:

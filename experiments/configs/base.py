@@ -39,6 +39,17 @@ def get_config() -> ConfigDict:
             name="none",
             options=_section(),  # keyword options of that constructor
         ),
+        snapshots=_section(
+            # none | branching | gapminder | regulatory: a process of d2ejax.snapshots for sf2m,
+            # cfm and eot, observed at more times than its two ends, from 0 to grid.t_max;
+            # source.name and target.name are then "snapshots", and grid.num_steps is spread
+            # evenly over the intervals between these times
+            name="none",
+            options=_section(),  # keyword options of that constructor
+            # which of them training does not see, counted from 0, the source: it is what the
+            # bridge is judged by; -1: it sees all of them
+            left_out=-1,
+        ),
         reference=_reference(),
         grid=_section(
             num_steps=20,  # K: kernels per path, so network calls per path
@@ -60,6 +71,7 @@ def get_config() -> ConfigDict:
             bound=6.0,  # largest magnitude of the learned log-variance, in nats
         ),
         network=_network(),
+        graph=_graph(),
         # paths scored in one gradient step, all starts together - 6000 steps of 128 end at
         # .086, 3000 of 256 at .098
         batch_size=128,
@@ -97,7 +109,7 @@ def _section(**values: object) -> ConfigDict:
 
 def _endpoint(name: str, access: str) -> ConfigDict:
     return _section(
-        name=name,  # a constructor in d2ejax.endpoints.registry, or "pair"
+        name=name,  # a constructor in d2ejax.endpoints.registry, "pair" or "snapshots"
         access=access,  # samples | energy: all that training may see of this end
         options=_section(),  # keyword options of that constructor
     )
@@ -150,6 +162,21 @@ def _network() -> ConfigDict:
     )
 
 
+def _graph() -> ConfigDict:
+    return _section(
+        # none | forward | current: which drift is a network whose first layer is a graph of
+        # what depends on what (d2ejax.graph_networks), in sf2m, cfm and eot: that of the
+        # forward process, or the velocity of the flow
+        of="none",
+        width=16,  # of the hidden layers, of which each coordinate of the drift has its own
+        depth=2,  # hidden layers
+        # cosines of each of the roots of time; 0: one drift, and one graph, for all times
+        num_frequencies=0,
+        # of the norms of the first layer's weights in the loss, nats per unit
+        sparsity=0.1,
+    )
+
+
 def _ipf() -> ConfigDict:
     return _section(
         iterations=5,  # pairs of half-steps
@@ -169,6 +196,13 @@ def _ipf() -> ConfigDict:
         # of their paths by the reference's pinned bridge
         # - without it the half-steps' errors add up and the pair drifts off
         reanchor="both",
+        # reference | lightsb: what both processes are at first, and what their networks change
+        # from then on; lightsb, between sampled ends, is fitted from either end before the
+        # first half-step, as the section light says, but for backward_steps
+        # - from data to data .073 after 600 gradient steps and .072 after 1500 with lightsb,
+        # 1.5 and .23 without; two moons after 1500: .071 and .25, and of six Gaussians instead
+        # of fifty, which by themselves are 1.2 away, .12
+        start_from="reference",
         # reference | independent: the ends that the first bridge-matching half-step couples -
         # the reference's are those of IPF, independent ones of iterative Markovian fitting
         first_coupling="reference",
@@ -226,7 +260,9 @@ def _matching() -> ConfigDict:
         coupling_epsilon_scale=1.0,  # ε of entropic, in units of the reference's variance(0, T)
         # uniform | grid: times of sf2m and cfm, evenly spread or as dense as those of the grid
         times="uniform",
-        num_times=20,  # times in a gradient step, shared by all pairs of the batch
+        # times in a gradient step, shared by all pairs of the batch; with snapshots spread
+        # evenly over the legs from one to the next, rounded up
+        num_times=20,
         score_weight=1.0,  # factor of the score's loss in sf2m
         path_std=0.01,  # standard deviation around the straight lines of cfm
     )

@@ -10,12 +10,14 @@ from ml_collections import ConfigDict
 from d2ejax import networks, parallel
 from d2ejax.algorithms import half_steps, ipf
 from d2ejax.algorithms.base import Algorithm
+from d2ejax.algorithms.light import with_fixed_base
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.exploration import langevin
 from d2ejax.exploration.particles import Particles
 from d2ejax.kernels import Process
 from d2ejax.typing import Array, Key, Params
 from experiments import wiring
+from experiments.methods import light
 from experiments.relations import resolve_losses
 from experiments.wiring import Method, Room, Side
 
@@ -28,6 +30,8 @@ def build(config: ConfigDict, room: Room) -> Method:
         room: What to join.
     """
     backward, forward = (wiring.build_side(config, room, backward=b) for b in (True, False))
+    if config.ipf.start_from == "lightsb":
+        backward, forward = (light.on_light(config, room, s) for s in (backward, forward))
     algorithm, plan = _algorithm(config, room, backward, forward)
     return Method(
         algorithm=algorithm,
@@ -77,18 +81,21 @@ def _algorithm(
         first, second = map(model, jax.random.split(key), sides, losses)
         return first, second
 
+    optimisers = (
+        wiring.build_optimiser(
+            config,
+            settings.backward_steps * settings.iterations,
+            ratio=config.optimiser.backward_ratio,
+        ),
+        wiring.build_optimiser(config, settings.forward_steps * settings.iterations),
+    )
+    if settings.start_from == "lightsb":
+        optimisers = with_fixed_base(optimisers[0]), with_fixed_base(optimisers[1])
     algorithm = ipf.ipf(
         *halves,
         plan,
         init_params=init_params,
-        optimisers=(
-            wiring.build_optimiser(
-                config,
-                settings.backward_steps * settings.iterations,
-                ratio=config.optimiser.backward_ratio,
-            ),
-            wiring.build_optimiser(config, settings.forward_steps * settings.iterations),
-        ),
+        optimisers=optimisers,
         ema_decay=config.optimiser.ema_decay,
         use_ema_opposite=settings.use_ema_opposite,
         warm_start=settings.warm_start,
@@ -171,6 +178,8 @@ def check(config: ConfigDict) -> None:
     paths = settings.paths_per_start if has_energy else 1
     wiring.share("batch_size", config.batch_size, groups_of=paths)
     wiring.share("ipf.likelihood_batch_size", settings.likelihood_batch_size)
+    if settings.start_from == "lightsb":
+        wiring.share("light.batch_size", config.light.batch_size)
     groups, size = config.batch_size // (devices * paths), config.exploration.buffer_size
     if has_energy and size < groups:
         raise ValueError(

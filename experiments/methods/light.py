@@ -1,12 +1,17 @@
-"""The light Schrödinger bridge: a potential in closed form between two sampled ends."""
+"""The light Schrödinger bridge: a potential in closed form between two sampled ends.
 
+By itself a method, and for IPF a start.
+"""
+
+import jax
 import optax
 from ml_collections import ConfigDict
 
-from d2ejax import parallel
+from d2ejax import kernels, parallel, references
 from d2ejax.algorithms import light
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.light import LightPotential
+from d2ejax.typing import Key, Params
 from experiments import wiring
 from experiments.wiring import Method, Room, Side
 
@@ -62,9 +67,6 @@ def _algorithm(
     phases: light.LightPhases,
 ) -> Algorithm:
     settings = config.light
-    # Not the optimiser of networks: an update of a centre is to be small in units of x, and
-    # what is good for the rows of a weight matrix means nothing for centres.
-    rate = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     return light.light_bridge(
         potential,
         backward.process,
@@ -73,7 +75,7 @@ def _algorithm(
         phases,
         init_backward=backward.init,
         optimisers=(
-            optax.adam(rate, b2=config.optimiser.b2),
+            _build_optimiser(config),
             wiring.build_optimiser(
                 config, settings.backward_steps, ratio=config.optimiser.backward_ratio
             ),
@@ -83,3 +85,48 @@ def _algorithm(
         ema_decay=config.optimiser.ema_decay,
         axis_name=parallel.AXIS,
     )
+
+
+def on_light(config: ConfigDict, room: Room, side: Side) -> Side:
+    """A process on top of a light bridge from its own start, which its initialisation fits.
+
+    The first half-step of either direction goes on from that bridge, and the paths that it sees
+    are those of the other direction's: forward with its starts exactly those of the source, and
+    backward with those of the target.
+
+    Args:
+        config: A validated config.
+        room: What to join.
+        side: The process of a network.
+    """
+    given, t_max, backward = config.light, float(config.grid.t_max), side.process.backward
+    law = references.reverse(room.law, t_max) if backward else room.law
+    source, target = room.ends
+    potential = LightPotential(law, t_max)
+    base = potential.process(room.grid, backward=backward, match_variance=config.learn_variance)
+
+    def init(key: Key) -> Params:
+        base_key, network_key = jax.random.split(key)
+        fitted = light.fit_potential(
+            base_key,
+            potential,
+            (target, source) if backward else (source, target),
+            optimiser=_build_optimiser(config),
+            num_steps=given.steps,
+            batch_size=wiring.share("light.batch_size", given.batch_size),
+            num_components=given.num_components,
+            init_share=given.init_share,
+            ema_decay=config.optimiser.ema_decay,
+            axis_name=parallel.AXIS,
+        )
+        return {kernels.BASE: fitted, "network": side.init(network_key)}
+
+    return Side(kernels.on_top(base, side.process), init)
+
+
+def _build_optimiser(config: ConfigDict) -> optax.GradientTransformation:
+    """The optimiser of a potential."""
+    # Not that of networks: an update of a centre is to be small in units of x, and what is good
+    # for the rows of a weight matrix means nothing for centres.
+    rate = optax.cosine_decay_schedule(config.light.learning_rate, config.light.steps)
+    return optax.adam(rate, b2=config.optimiser.b2)

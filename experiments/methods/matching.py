@@ -1,14 +1,16 @@
 """Matching of coupled minibatches: flow and score, a flow alone, or kernels of both ways."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from d2ejax import couplings, flows, parallel, references
-from d2ejax.algorithms import matching
+from d2ejax import couplings, flows, graph_networks, parallel, references
+from d2ejax.algorithms import matching, penalties
 from d2ejax.kernels import Process
+from d2ejax.networks import NetworkPair
 from d2ejax.typing import Array, Key, Params
 from experiments import fields, wiring
 from experiments.wiring import Method, Room
@@ -31,6 +33,7 @@ class _Wired(NamedTuple):
         backward: The backward process.
         params: The names whose parameters each of the two processes has; None for all of them.
         flow: Maps the parameters to the velocity of the flow, where it is learned.
+        first: The name of the network that may have a graph.
     """
 
     objective: matching.Objective
@@ -39,6 +42,7 @@ class _Wired(NamedTuple):
     backward: Process
     params: tuple[str, str] | None = None
     flow: Callable[[Params], flows.Velocity] | None = None
+    first: str = "current"
 
 
 def check(config: ConfigDict) -> None:
@@ -73,12 +77,18 @@ def build(config: ConfigDict, room: Room) -> Method:
 
         return params
 
-    flow = wired.flow
+    flow, objective, has_graph = wired.flow, wired.objective, config.graph.of != "none"
+    if has_graph:
+        objective = penalties.penalised(
+            objective,
+            lambda params: graph_networks.group_lasso(params[wired.first]),
+            config.graph.sparsity,
+        )
     return Method(
         algorithm=matching.matching(
-            room.ends,
-            _coupling(config, room),
-            wired.objective,
+            (room.ends[0], *room.between, room.ends[1]),
+            _couplings(config, room),
+            objective,
             batch_size=wiring.share("batch_size", config.batch_size),
             init_params=init_params,
             optimiser=wiring.build_optimiser(config, settings.num_steps),
@@ -93,30 +103,51 @@ def build(config: ConfigDict, room: Room) -> Method:
         backward_params=params_of(1),
         flow=None if flow is None else lambda state: flow(state.model.average),
         has_noise=config.method != "cfm",
+        graph=(lambda state: state.model.average[wired.first]) if has_graph else None,
     )
 
 
+def _plain_network(config: ConfigDict, room: Room) -> NetworkPair:
+    return wiring.build_network(config, room, room.ends[1])
+
+
+def _first_network(config: ConfigDict, room: Room) -> NetworkPair:
+    """That of the drift that may have a graph."""
+    has_graph = config.graph.of != "none"
+    return (wiring.build_graph_network if has_graph else _plain_network)(config, room)
+
+
 def _flow_and_score(config: ConfigDict, room: Room) -> _Wired:
-    current, osmotic = (wiring.build_network(config, room, room.ends[1]) for _ in range(2))
-    forward, backward = flows.drift_networks(current.apply, osmotic.apply)
+    first, osmotic = _first_network(config, room), _plain_network(config, room)
+    of_drift = config.graph.of == "forward"
+    forward, backward = flows.drift_networks(first.apply, osmotic.apply, of_drift=of_drift)
+
+    def flow(params: Params) -> flows.Velocity:
+        if of_drift:
+            network = flows.current_network(first.apply, osmotic.apply)
+            return flows.network_velocity(network, params, room.law)
+        return flows.network_velocity(first.apply, params["current"], room.law)
+
     return _Wired(
         objective=matching.flow_and_score(
-            current.apply,
+            first.apply,
             osmotic.apply,
             room.law,
             room.grid,
             draw_times=_times(config, room),
             score_weight=config.matching.score_weight,
+            knots=room.knots,
+            of_drift=of_drift,
         ),
-        inits={"current": current.init, "osmotic": osmotic.init},
+        inits={"current": first.init, "osmotic": osmotic.init},
         forward=wiring.build_process(config, room, forward, backward=False),
         backward=wiring.build_process(config, room, backward, backward=True),
-        flow=lambda params: flows.network_velocity(current.apply, params["current"], room.law),
+        flow=flow,
     )
 
 
 def _flow(config: ConfigDict, room: Room) -> _Wired:
-    current, t_max = wiring.build_network(config, room, room.ends[1]), config.grid.t_max
+    current, t_max = _first_network(config, room), config.grid.t_max
     forward, backward = flows.drift_networks(current.apply)
     sigma = _STILL * (float(room.law.variance(0.0, t_max)) / t_max) ** 0.5
     still = room._replace(law=references.brownian(sigma))
@@ -127,6 +158,7 @@ def _flow(config: ConfigDict, room: Room) -> _Wired:
             room.grid,
             draw_times=_times(config, room),
             path_std=config.matching.path_std,
+            knots=room.knots,
         ),
         inits={"current": current.init},
         forward=wiring.build_process(config, still, forward, backward=False),
@@ -136,33 +168,47 @@ def _flow(config: ConfigDict, room: Room) -> _Wired:
 
 
 def _bridges(config: ConfigDict, room: Room) -> _Wired:
-    backward, forward = (wiring.build_side(config, room, backward=b) for b in (True, False))
+    network = _first_network(config, room)
+    forward = wiring.build_process(config, room, network.apply, backward=False)
+    backward = wiring.build_side(config, room, backward=True)
     return _Wired(
         objective=matching.bridge_regression(
-            forward.process, backward.process, room.law, room.grid
+            forward, backward.process, room.law, room.grid, knots=room.knots
         ),
-        inits={"forward": forward.init, "backward": backward.init},
-        forward=forward.process,
+        inits={"forward": network.init, "backward": backward.init},
+        forward=forward,
         backward=backward.process,
         params=("forward", "backward"),
+        first="forward",
     )
 
 
-def _coupling(config: ConfigDict, room: Room) -> couplings.Coupling:
+def _couplings(config: ConfigDict, room: Room) -> list[couplings.Coupling]:
+    """One for each leg, whose part of the time ε is tied to."""
     settings = config.matching
     name = settings.coupling
     if name == "auto":
         name = fields.COUPLING_OF_METHOD[config.method]
     if name == "entropic":
-        return couplings.entropic(
-            room.law, config.grid.t_max, epsilon_scale=settings.coupling_epsilon_scale
-        )
-    return {"independent": couplings.independent, "exact": couplings.exact}[name]
+        inner = (float(room.grid.times[knot]) for knot in room.knots)
+        stops = (0.0, *inner, config.grid.t_max)
+        scale = settings.coupling_epsilon_scale
+        return [
+            couplings.entropic(room.law, end, start=start, epsilon_scale=scale)
+            for start, end in itertools.pairwise(stops)
+        ]
+    plain = {"independent": couplings.independent, "exact": couplings.exact}[name]
+    return [plain] * (len(room.knots) + 1)
 
 
 def _times(config: ConfigDict, room: Room) -> Callable[[Key], Array]:
     settings = config.matching
-    return matching.stratified_times(room.grid, settings.num_times, spacing=settings.times)
+    return matching.stratified_times(
+        room.grid,
+        -(-settings.num_times // (len(room.knots) + 1)),
+        spacing=settings.times,
+        knots=room.knots,
+    )
 
 
 def _phases(total: int) -> Callable[[int], tuple[str, int]]:

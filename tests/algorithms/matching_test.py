@@ -32,13 +32,13 @@ def bridge_of(name):
     )
 
 
-def affine(slopes, offsets, *, reverse=False):
-    """slope_k x + offset_k at the times above, plus what parameters of zeros do not add."""
+def affine(slopes, offsets, *, reverse=False, times=TIMES):
+    """slope_k x + offset_k at the times given, plus what parameters of zeros do not add."""
     slopes, offsets = (jnp.asarray(np.stack(v), jnp.float32) for v in (slopes, offsets))
 
     def embed(params, t):
-        k = jnp.argmin(jnp.abs(TIMES - t))
-        k = len(TIMES) - 1 - k if reverse else k
+        k = jnp.argmin(jnp.abs(times - t))
+        k = len(times) - 1 - k if reverse else k
         extra = params["slope"][k], params["offset"][k]
         return slopes[k], offsets[k], extra
 
@@ -49,8 +49,11 @@ def affine(slopes, offsets, *, reverse=False):
     return EmbeddedNetwork(embed, apply)
 
 
-def zeros():
-    return {"slope": jnp.zeros((len(TIMES), 2)), "offset": jnp.zeros((len(TIMES), 2))}
+NUM_TIMES = len(TIMES)
+
+
+def zeros(num=NUM_TIMES):
+    return {"slope": jnp.zeros((num, 2)), "offset": jnp.zeros((num, 2))}
 
 
 def exact_networks(name, **options):
@@ -114,6 +117,49 @@ def test_flow_and_score_have_no_gradient_at_the_exact_bridge(name):
 def test_the_proof_would_notice_a_wrong_coupling(coupled):
     found = scores(sf2m("brownian"), PARAMS, ends("brownian", coupled=coupled))
     assert found.max() > 20
+
+
+def summed(current, osmotic):
+    """The network of the forward drift; its parameters add to it as those of `current` do."""
+
+    def embed(params, t):
+        return current.embed(params, t), osmotic.embed(zeros(), t)
+
+    def apply(params, x, embedding):
+        along, log_variance = current.apply(params, x, embedding[0])
+        return along + osmotic.apply(zeros(), x, embedding[1])[0], log_variance
+
+    return EmbeddedNetwork(embed, apply)
+
+
+@pytest.mark.parametrize("of", ["forward", "current"])
+def test_a_drift_less_its_score_has_no_gradient_at_the_exact_bridge(of):
+    current, osmotic = exact_networks("brownian")
+    objective = matching.flow_and_score(
+        summed(current, osmotic) if of == "forward" else current,
+        osmotic,
+        REFERENCES["brownian"],
+        time_grids.uniform(4, T_MAX),
+        draw_times=lambda key: jnp.asarray(TIMES),
+        of_drift=True,
+    )
+    found = scores(objective, PARAMS, ends("brownian")).max()
+    assert found < 4.5 if of == "forward" else found > 20
+
+
+def test_the_score_learns_nothing_from_the_flow_of_a_drift():
+    objective = matching.flow_and_score(
+        *exact_networks("brownian"),
+        REFERENCES["brownian"],
+        time_grids.uniform(4, T_MAX),
+        draw_times=lambda key: jnp.asarray(TIMES),
+        score_weight=0.0,
+        of_drift=True,
+    )
+    x_0, x_1 = (x[0] for x in ends("brownian"))
+    found = jax.jit(jax.grad(lambda p: objective(jax.random.key(0), x_0, x_1)(p)[0]))(PARAMS)
+    assert all(np.all(leaf == 0.0) for leaf in jax.tree.leaves(found["osmotic"]))
+    assert all(np.any(leaf != 0.0) for leaf in jax.tree.leaves(found["current"]))
 
 
 def _without_half(x, mean, variance, mean_rate, variance_rate):

@@ -16,6 +16,7 @@ to the drifts at the bridge, per unit of time, vanish to first order in 1/K. Mir
 for the other direction.
 """
 
+import functools
 import itertools
 
 import jax
@@ -71,7 +72,7 @@ def as_params(case, slopes, offsets):
     return {name: jnp.asarray(t[:, None], jnp.float32) for name, t in tables.items()}
 
 
-def design(case, slopes, offsets, *, backward):
+def design(case, slopes, offsets, *, backward, sigma=SIGMA):
     """Paths of the Euler chain of a drift: 2 (K + 1) of them, with the moments of its law."""
     size = len(slopes) + 1
     noise = np.sqrt(size) * np.concatenate([np.eye(size), -np.eye(size)])
@@ -81,25 +82,39 @@ def design(case, slopes, offsets, *, backward):
     tables = (in_order(t, backward=backward) for t in tables)
     for k, (slope, offset, length) in enumerate(zip(*tables, strict=True)):
         x = states[-1]
-        step = (slope * x + offset) * length + SIGMA * np.sqrt(length) * noise[:, k + 1]
+        step = (slope * x + offset) * length + sigma * np.sqrt(length) * noise[:, k + 1]
         states.append(x + step)
     paths = np.stack(in_order(states, backward=backward), axis=1)
     return jnp.asarray(paths[..., None], jnp.float32)
 
 
-def expected_gradient(loss, num_steps, drifts, *, backward):
+@functools.cache
+def gradient_function(loss, num_steps, backward):
+    """Maps the parameters of both processes and paths of the opposite one to the gradient."""
+    half = gaussian_case.half_step(case_of(num_steps), loss, backward=backward)
+
+    @gaussian_case.jit
+    def gradient(params, opposite, paths):
+        inputs = gaussian_case.inputs(None, {"drift": opposite}, (None, None))
+        return jax.grad(from_samples.on_paths(half, jax.random.key(0), inputs, paths))(params)
+
+    return gradient
+
+
+def expected_gradient(
+    loss, num_steps, drifts, *, backward, gradients=gradient_function, spoilt=None, sigma=SIGMA
+):
     """The gradient with respect to the drift of each step, per unit of time, `(2, K)`.
 
-    The opposite process has the bridge's drift, the trained one those that are given.
+    The opposite process has the bridge's drift, the trained one those that are given. What the
+    loss sees of the opposite one's paths may be spoilt, or its noise of another σ.
     """
     case = case_of(num_steps)
-    half = gaussian_case.half_step(case, loss, backward=backward)
     opposite = bridge_drifts(case, backward=not backward)
     params = as_params(case, *drifts(case, backward=backward))
-    inputs = gaussian_case.inputs(None, {"drift": as_params(case, *opposite)}, (None, None))
-    paths = design(case, *opposite, backward=not backward)
-    value = from_samples.on_paths(half, jax.random.key(0), inputs, paths)
-    gradient = gaussian_case.jit(jax.grad(value))(params)
+    paths = design(case, *opposite, backward=not backward, sigma=sigma)
+    paths = paths if spoilt is None else spoilt(paths)
+    gradient = gradients(loss, num_steps, backward)(params, as_params(case, *opposite), paths)
     # The variance of the reference is all that these losses know.
     np.testing.assert_array_equal(gradient["raw"], 0.0)
     both = np.stack([gradient["slope"][:, 0], gradient["offset"][:, 0]])
@@ -120,10 +135,10 @@ def test_stationary_at_the_euler_reversal_for_any_number_of_steps(loss, backward
         assert np.abs(found).max() < 1e-3
 
 
-def errors_at_the_bridge(loss, *, backward):
+def errors_at_the_bridge(loss, **options):
     """The largest gradient at the bridge, for a number of steps doubled twice."""
     return [
-        np.abs(expected_gradient(loss, num_steps, bridge_drifts, backward=backward)).max()
+        np.abs(expected_gradient(loss, num_steps, bridge_drifts, **options)).max()
         for num_steps in (10, 20, 40)
     ]
 
@@ -134,6 +149,25 @@ def test_gradients_at_the_bridge_vanish_to_first_order_in_the_step(loss, backwar
     errors = errors_at_the_bridge(loss, backward=backward)
     for coarse, fine in itertools.pairwise(errors):
         assert 1.7 < coarse / fine < 2.2
+
+
+SPOILT = {
+    "x_0 coupled with x_0": {
+        "spoilt": lambda paths: jnp.broadcast_to(paths[:, :1], paths.shape)
+    },
+    "time runs backwards": {"spoilt": lambda paths: paths[:, ::-1]},
+    "σ² is left out of the noise": {"sigma": 1.0},
+}
+
+
+@LOSSES
+@DIRECTIONS
+@pytest.mark.parametrize("wrong", SPOILT)
+def test_wrong_paths_would_be_seen(loss, backward, wrong):
+    found = expected_gradient(
+        loss, 5, reversal_of_the_bridge, backward=backward, **SPOILT[wrong]
+    )
+    assert np.abs(found).max() > 0.05
 
 
 def mutate(monkeypatch, name, change):
@@ -186,14 +220,21 @@ WRONG = {
 def test_a_wrong_loss_would_not_be_stationary(monkeypatch, wrong, backward):
     loss, name, change = WRONG[wrong]
     mutate(monkeypatch, name, change)
-    found = expected_gradient(loss, 5, reversal_of_the_bridge, backward=backward)
+    found = expected_gradient(
+        loss,
+        5,
+        reversal_of_the_bridge,
+        backward=backward,
+        gradients=gradient_function.__wrapped__,
+    )
     assert np.abs(found).max() > 0.05
 
 
 def test_a_wrong_loss_would_not_vanish_at_the_bridge(monkeypatch):
     loss, name, change = WRONG["σ² is left out"]
     mutate(monkeypatch, name, change)
-    first, _, last = errors_at_the_bridge(loss, backward=False)
+    anew = gradient_function.__wrapped__
+    first, _, last = errors_at_the_bridge(loss, backward=False, gradients=anew)
     assert first / last < 1.7
 
 

@@ -55,3 +55,20 @@ def test_few_anchors_are_said_and_what_to_do_about_them():
     assert advice.endswith("raise ipf.num_anchors")
     assert not last_words(effective_anchors=40.0, closed_form=1.0)
     assert not last_words(effective_anchors=None)
+
+
+def test_a_snapshot_left_out_stands_beside_what_there_is_without_training():
+    measured = {
+        "w1_left_out": 0.16,
+        "w1_left_out_floor": 0.05,
+        "w1_left_out_previous": 1.0,
+        "w1_left_out_next": 1.2,
+        "w1_left_out_straight": 0.175,
+    }
+    lines = summary.table(BASE | measured).splitlines()
+    assert ["w1_left_out", "0.1600", "0.0500"] in [line.split() for line in lines]
+    assert (
+        "W1 to the snapshot left out, without training: the snapshot before 1.0000, the one "
+        "after 1.2000, straight lines between them 0.1750"
+    ) in lines
+    assert not any("left out" in line for line in summary.table(BASE).splitlines())

@@ -132,6 +132,29 @@ def test_what_would_have_no_effect_or_no_samples_is_refused(changes, refused):
     assert text.startswith(refused)
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        (
+            {"target__access": "energy"},
+            "target.access = 'energy': must be 'samples' with ipf.sta",
+        ),
+        (
+            {"source__access": "energy"},
+            "source.access = 'energy': must be 'samples' with ipf.sta",
+        ),
+        ({"ipf__first_coupling": "independent"}, "ipf.first_coupling = 'independent': must be"),
+        ({"ipf__warm_start": False}, "ipf.warm_start = False: must be true with"),
+        ({"reference__discretisation": "euler"}, "reference.discretisation = 'euler': must be"),
+    ],
+)
+def test_a_start_from_a_light_bridge_needs_samples_and_its_steps(changes, refused):
+    light = {"target__access": "samples", "ipf__start_from": "lightsb"}
+    assert message(**(light | changes)).startswith(refused)
+    # What has no half-steps has no start either.
+    validation.validate(changed(**(light | {"method": "lightsb", "ipf__warm_start": False})))
+
+
 def test_bridge_matching_is_of_bridges_of_the_reference():
     samples = {"source__access": "samples", "target__access": "samples"}
     text = message(ipf__forward_loss="bridge_matching", ipf__reanchor="backward", **samples)

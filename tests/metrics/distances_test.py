@@ -27,6 +27,27 @@ def test_w2_is_the_best_of_all_permutations():
     np.testing.assert_allclose(metrics.w2_squared(x, y), best, rtol=1e-12)
 
 
+def test_w1_is_the_best_of_all_permutations_and_of_a_translation_its_length():
+    x, y = _cloud(0, (6, 2)), 2.0 * _cloud(1, (6, 2))
+    best = min(
+        np.mean([np.linalg.norm(x[i] - y[j]) for i, j in enumerate(order)])
+        for order in itertools.permutations(range(6))
+    )
+    np.testing.assert_allclose(metrics.w1(x, y), best, rtol=1e-12)
+    shuffled = np.random.default_rng(1).permutation(x) + np.array([3.0, -4.0])
+    np.testing.assert_allclose(metrics.w1(x, shuffled), 5.0, rtol=1e-12)
+
+
+def test_displacement_interpolation_is_a_geodesic_of_w2():
+    x, y = _cloud(0, (40, 2)), 1.0 + 2.0 * _cloud(1, (40, 2))
+    whole = metrics.w2_squared(x, y)
+    between = metrics.displacement_interpolation(x, y, 0.3)
+    np.testing.assert_allclose(metrics.w2_squared(x, between), 0.09 * whole, rtol=1e-10)
+    np.testing.assert_allclose(metrics.w2_squared(between, y), 0.49 * whole, rtol=1e-10)
+    # Row by row, from x on.
+    np.testing.assert_allclose(metrics.displacement_interpolation(x, y, 0.0), x)
+
+
 def test_w2_keeps_float64_where_float32_would_lose_the_distance():
     x = 1e4 + _cloud(0, (50, 2))
     np.testing.assert_allclose(metrics.w2_squared(x, x + 1e-4), 2e-8, rtol=1e-3)
@@ -120,7 +141,7 @@ def test_transport_cost_matches_its_standard_error():
 
 def test_a_diverged_batch_gives_nan(key):
     good, bad = _cloud(0, (5, 2)), np.full((5, 2), np.nan)
-    assert np.isnan(metrics.w2_squared(bad, good))
+    assert np.isnan(metrics.w2_squared(bad, good)) and np.isnan(metrics.w1(bad, good))
     assert np.isnan(metrics.sliced_w2_squared(key, bad, good))
     assert np.isnan(metrics.mmd_squared(bad, good))
     assert np.isnan(metrics.energy_distance(bad[:, 0], good[:, 0]))
@@ -131,7 +152,9 @@ def test_a_diverged_batch_gives_nan(key):
     "distance",
     [
         metrics.w2_squared,
+        metrics.w1,
         metrics.transport_cost,
+        lambda x, y: metrics.displacement_interpolation(x, y, 0.5),
         lambda x, y: metrics.sliced_w2_squared(jax.random.key(0), x, y),
     ],
 )
