@@ -32,6 +32,8 @@ from d2ejax.algorithms.matching import flow_and_score as flow_and_score
 from d2ejax.algorithms.matching import matching as matching
 from d2ejax.algorithms.matching import stratified_times as stratified_times
 from d2ejax.algorithms.penalties import penalised as penalised
+from d2ejax.algorithms.samplers import Sampler as Sampler
+from d2ejax.algorithms.samplers import diffusion_sampler as diffusion_sampler
 from d2ejax.endpoints.base import Endpoint as Endpoint
 from d2ejax.endpoints.registry import make_endpoint as make_endpoint
 from d2ejax.flows import probability_flow as probability_flow

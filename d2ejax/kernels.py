@@ -234,6 +234,53 @@ def reference_process(
     )
 
 
+def gaussian_reversal(
+    reference: Reference, grid: TimeGrid, *, mean: Array, variance: float
+) -> Process:
+    """The exact reversal on the grid of the reference started in a Gaussian.
+
+    R(x_k | x_{k+1}) ∝ N(x_k; a_k m, V_k I) N(x_{k+1}; scale x_k, v I), the first of which is
+    the marginal of x_k: a_k = scale(0, t_k), V_k = a_k² variance + variance(0, t_k). What a
+    diffusion sampler is trained against: nothing of it is learned.
+
+    Args:
+        reference: The reference process.
+        grid: The time grid.
+        mean: Of the Gaussian at time 0, m, shape `(dim,)`.
+        variance: Of the same, per coordinate; small for a fixed start, but > 0.
+
+    Returns:
+        A backward process; its parameters are ignored.
+
+    Raises:
+        ValueError: If the variance is not positive.
+    """
+    if not variance > 0:
+        raise ValueError(f"variance = {variance}: must be > 0")
+    early, late = grid.times[:-1], grid.times[1:]
+    factor, scale = reference.scale(grid.times[0], early), reference.scale(early, late)
+    of_marginal = factor**2 * variance + reference.variance(grid.times[0], early)
+    of_step = reference.variance(early, late)
+    total = scale**2 * of_marginal + of_step
+    pull = of_marginal * scale / total
+    steps = Step(
+        time=late,
+        length=grid.steps,
+        gain=(1.0 - pull * scale) * factor,
+        scale=pull,
+        log_variance=jnp.log(of_marginal * of_step / total),
+        pinned_share=jnp.ones_like(scale),
+    )
+
+    def kernel(params: Params, x: Array, embedded: EmbeddedStep) -> Gaussian:
+        del params
+        step = embedded.step
+        law_mean = step.scale * x + step.gain * mean
+        return Gaussian(law_mean, jnp.broadcast_to(step.log_variance, x.shape))
+
+    return Process(lambda params, step: EmbeddedStep((), step), kernel, steps, backward=True)
+
+
 def zero_network(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
     """The network of the reference: no residual drift, no change of variance."""
     del params, t

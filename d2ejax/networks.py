@@ -263,6 +263,36 @@ def potential_network(
     return lambda key: module.init(key, jnp.zeros(dim), jnp.zeros(())), apply
 
 
+def flow_network(
+    dim: int,
+    t_max: float,
+    *,
+    width: int = 64,
+    depth: int = 3,
+    num_frequencies: int = 8,
+    layer_norm: bool = True,
+) -> tuple[Callable[[Key], Params], Callable[[Params, Array, Array], Array]]:
+    """A network for a scalar at each time, such as a log-flow, zero at its initialisation.
+
+    Args:
+        dim: Dimension of the state.
+        t_max: The final time T.
+        width: Size of the hidden layers.
+        depth: Number of hidden layers.
+        num_frequencies: Number of cosine features of each square root of time.
+        layer_norm: Whether to normalise before each activation.
+
+    Returns:
+        `init(key) -> params` and `apply(params, x, t) -> scalar`.
+    """
+    module = TimeMLP(1, width, depth, num_frequencies, layer_norm)
+
+    def apply(params: Params, x: Array, t: Array) -> Array:
+        return module.apply(params, x, t / t_max)[0]
+
+    return lambda key: module.init(key, jnp.zeros(dim), jnp.zeros(())), apply
+
+
 def clipped_score(log_density: LogDensity, max_norm: float) -> Callable[[Array], Array]:
     """The gradient of a log-density, scaled down to a largest norm; zero where not finite."""
 

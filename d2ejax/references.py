@@ -181,6 +181,30 @@ def transition(reference: Reference, x_s: Array, s: Time, t: Time) -> Gaussian:
     return Gaussian(reference.scale(s, t) * x_s, jnp.broadcast_to(log_variance, x_s.shape))
 
 
+def gaussian_marginals(
+    reference: Reference, grid: TimeGrid, *, mean: Array, variance: float
+) -> Callable[[Array], Array]:
+    """The log-densities that a reference started in a Gaussian has along a path.
+
+    Args:
+        reference: The process.
+        grid: The time grid.
+        mean: Of the Gaussian at time 0, shape `(dim,)`.
+        variance: Of the same, per coordinate.
+
+    Returns:
+        Maps a path `(num_steps + 1, dim)` to log q_t(x_t), `(num_steps + 1,)`.
+    """
+    scales = reference.scale(grid.times[0], grid.times)
+    variances = scales**2 * variance + reference.variance(grid.times[0], grid.times)
+
+    def log_densities(path: Array) -> Array:
+        squares = jnp.sum(jnp.square(path - scales[:, None] * mean[None]), axis=-1)
+        return -0.5 * (squares / variances + path.shape[-1] * jnp.log(2 * math.pi * variances))
+
+    return log_densities
+
+
 def pinned(
     reference: Reference, x_s: Array, x_u: Array, t: Array, *, start: Array, end: Array
 ) -> tuple[Array, Array]:

@@ -19,30 +19,61 @@ from d2ejax.kernels import EmbeddedStep, Process
 from d2ejax.typing import Array, EmbeddedNetwork, Key, Params
 
 
-def simulate(key: Key, process: Process, params: Params, x: Array) -> Array:
+def simulate(
+    key: Key, process: Process, params: Params, x: Array, *, tracked_steps: int | None = None
+) -> Array:
     """Runs a process from one end to the other.
+
+    With `tracked_steps` it is truncated backpropagation: only the last so many states carry a
+    gradient, those before them are forward evaluations alone. What the early steps do to the
+    end is then not seen, so that the gradient of a cost of the end is biased, and cheap.
 
     Args:
         key: A typed key; all noise of the path is drawn from it at once.
         process: The process; a backward one starts at t = T.
         params: Parameters of its network.
         x: Where it starts, shape `(dim,)`.
+        tracked_steps: How many of the steps that it takes last carry a gradient; None for all.
 
     Returns:
         The path in the order of time, shape `(num_steps + 1, dim)`; differentiable in params.
-    """
-    noise = jax.random.normal(key, (process.num_steps, *x.shape), x.dtype)
 
-    def advance(state, inputs):
-        step, step_noise = inputs
-        law = process.embedded_kernel(params, state, step)
-        state = gaussians.sample(law, step_noise)
+    Raises:
+        ValueError: If there are not so many steps to track.
+    """
+    num_steps = process.num_steps
+    noise = jax.random.normal(key, (num_steps, *x.shape), x.dtype)
+    inputs = process.embedded_steps(params), noise
+    if tracked_steps is None or tracked_steps == num_steps:
+        states = _run(process, params, x, inputs)
+        parts = [states]
+    elif not 1 <= tracked_steps < num_steps:
+        raise ValueError(
+            f"tracked_steps = {tracked_steps}: must be from 1 to {num_steps}, the number of "
+            "steps"
+        )
+    else:
+        cut = tracked_steps if process.backward else num_steps - tracked_steps
+        pieces = [jax.tree.map(lambda leaf: leaf[:cut], inputs)]
+        pieces.append(jax.tree.map(lambda leaf: leaf[cut:], inputs))
+        first, last = pieces[::-1] if process.backward else pieces
+        before = jax.lax.stop_gradient(_run(process, params, x, first))
+        middle = before[0 if process.backward else -1]
+        parts = [before, _run(process, params, middle, last)]
+    return jnp.concatenate([*parts[::-1], x[None]] if process.backward else [x[None], *parts])
+
+
+def _run(
+    process: Process, params: Params, x: Array, inputs: tuple[EmbeddedStep, Array]
+) -> Array:
+    """The states that some steps in a row lead to, in the order of time."""
+
+    def advance(state: Array, inputs: tuple[EmbeddedStep, Array]) -> tuple[Array, Array]:
+        step, noise = inputs
+        state = gaussians.sample(process.embedded_kernel(params, state, step), noise)
         return state, state
 
-    steps = process.embedded_steps(params)
-    _, states = jax.lax.scan(advance, x, (steps, noise), reverse=process.backward)
-    ends = (states, x[None]) if process.backward else (x[None], states)
-    return jnp.concatenate(ends)
+    return jax.lax.scan(advance, x, inputs, reverse=process.backward)[1]
 
 
 def step_log_densities(process: Process, params: Params, paths: Array) -> Array:

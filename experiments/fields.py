@@ -29,12 +29,15 @@ FLOWS = ("sf2m", "cfm")
 GRAPHS_OF_METHOD = {"sf2m": ("forward", "current"), "cfm": ("current",), "eot": ("forward",)}
 """Methods of which a drift may have a graph, and which."""
 
-WITHOUT_HALF_STEPS = (*COUPLING_OF_METHOD, "lightsb")
+FROM_ENERGY = ("sampler",)
+"""Methods that are not IPF and need the energy of the target."""
+
+WITHOUT_HALF_STEPS = (*COUPLING_OF_METHOD, "lightsb", *FROM_ENERGY)
 """Methods that are not IPF."""
 
 FIELDS: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
-    "method": choice("ipf", *LOSS_OF_METHOD, *COUPLING_OF_METHOD, "lightsb"),
+    "method": choice("ipf", *LOSS_OF_METHOD, *COUPLING_OF_METHOD, "lightsb", *FROM_ENERGY),
     "source.name": text(),
     "source.access": choice("samples", "energy"),
     "source.options": mapping(),
@@ -110,6 +113,12 @@ FIELDS: dict[str, Rule] = {
     "matching.num_times": integer(1),
     "matching.score_weight": number(above=0),
     "matching.path_std": number(at_least=0),
+    "sampler.num_steps": integer(1),
+    "sampler.loss": choice(
+        "log_variance", "trajectory_balance", "subtrajectory_balance", "path_kl"
+    ),
+    "sampler.decay": number(above=0, at_most=1),
+    "sampler.tracked_steps": integer(0),
     "optimiser.name": choice("adamw", "muon"),
     "optimiser.learning_rate": number(above=0),
     "optimiser.backward_ratio": number(above=0),

@@ -85,10 +85,10 @@ def _loss_relation(field: str, pinned: str) -> Relation:
 
 
 def _sampled_relation(end: str) -> Relation:
-    """All methods but IPF itself need samples of both ends."""
+    """All methods but IPF itself, and those from an energy, need samples of both ends."""
     return Relation(
         f"{end}.access",
-        lambda c: c.method == "ipf" or c[end].access == "samples",
+        lambda c: c.method in ("ipf", *fields.FROM_ENERGY) or c[end].access == "samples",
         lambda c: f"'samples' with method = {c.method!r}",
     )
 
@@ -98,6 +98,8 @@ def _fewest_steps(config: ConfigDict) -> int:
         return config.light.backward_steps
     if config.method in fields.COUPLING_OF_METHOD:
         return config.matching.num_steps
+    if config.method == "sampler":
+        return config.sampler.num_steps
     return config.ipf.iterations * min(config.ipf.forward_steps, config.ipf.backward_steps)
 
 

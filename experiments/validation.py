@@ -5,7 +5,8 @@ Three tables say it all, and are checked in this order:
 - `fields.FIELDS`: one rule per key, of its value alone;
 - `relations.RELATIONS_OF_ENDS`: conditions between the keys that name the ends;
 - the endpoints, which are built to learn their dimension and what they offer;
-- `relations.RELATIONS`: conditions between keys.
+- `relations.RELATIONS` and `relations_of_methods.RELATIONS_OF_METHODS`: conditions between
+  keys.
 
 To add a key: its default goes to `configs/base.py`, its rule to `fields.FIELDS`.
 """
@@ -21,6 +22,7 @@ from experiments.configs import base
 from experiments.errors import InputError, one_line
 from experiments.fields import FIELDS
 from experiments.relations import RELATIONS, RELATIONS_OF_ENDS, Relation
+from experiments.relations_of_methods import RELATIONS_OF_METHODS
 
 _T = TypeVar("_T")
 
@@ -35,6 +37,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     check_relations(checked, RELATIONS_OF_ENDS)
     check_endpoints(checked)
     check_relations(checked, RELATIONS)
+    check_relations(checked, RELATIONS_OF_METHODS)
     return checked
 
 

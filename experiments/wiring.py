@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from ml_collections import ConfigDict
 from optax import contrib
@@ -12,6 +13,8 @@ from d2ejax import graph_networks, kernels, networks, parallel, time_grids
 from d2ejax.algorithms import gathered
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.endpoints.base import Endpoint
+from d2ejax.exploration import langevin
+from d2ejax.exploration.particles import Particles
 from d2ejax.flows import Velocity
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
@@ -21,6 +24,9 @@ from d2ejax.typing import Array, EmbeddedNetwork, Key, Params
 
 _MANY_PATHS = 256
 """On one device of a CPU."""
+
+_PHASES = 5
+"""Of a run without half-steps."""
 
 
 class Room(NamedTuple):
@@ -237,10 +243,57 @@ def build_optimiser(
     )
 
 
+def annealing(config: ConfigDict, num_steps: int) -> tuple[optax.Schedule, optax.Schedule]:
+    """Share of off-policy paths and factor of the energy, over a model's gradient steps."""
+    given = config.exploration
+    steps = max(1, round(given.anneal_fraction * num_steps))
+    return (
+        optax.linear_schedule(given.off_policy_ratio, given.off_policy_ratio_end, steps),
+        optax.linear_schedule(given.inverse_temperature_start, 1.0, steps),
+    )
+
+
+def build_particles(config: ConfigDict, end: Endpoint) -> Particles:
+    """How an end that is known by its energy is explored."""
+    given = config.exploration
+    refresh = functools.partial(
+        langevin.refresh,
+        method=given.refresh_method,
+        step_size=given.refresh_step_size,
+        num_steps=given.refresh_steps,
+    )
+    return Particles(
+        size=given.buffer_size,
+        refresh=None if given.refresh_method == "none" else refresh,
+        refresh_every=given.refresh_every,
+        restart_fraction=given.restart_fraction,
+        restart=lambda key, n: given.restart_std * jax.random.normal(key, (n, end.dim)),
+        priority_power=given.priority_power,
+    )
+
+
 def _matrices(params: dict[str, Array]) -> dict[str, contrib.MuonDimensionNumbers | None]:
     """Which axes are inputs and outputs, of matrices that are gathered by shape."""
     stacked = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return {name: None if name == gathered.REST else stacked for name in params}
+
+
+def even_phases(total: int, name: str) -> Callable[[int], tuple[str, int]]:
+    """Phases of a method without half-steps, at the end of each of which it is measured.
+
+    Args:
+        total: Gradient steps of the whole run.
+        name: What the phases are called.
+    """
+    length = -(-total // _PHASES)
+
+    def phase_of(step: int) -> tuple[str, int]:
+        if step >= total:
+            return "done", total
+        phase = step // length
+        return f"{name} {phase + 1}", min((phase + 1) * length, total)
+
+    return phase_of
 
 
 def share(name: str, size: int, *, groups_of: int = 1) -> int:

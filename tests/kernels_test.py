@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from d2ejax import kernels, networks, references, time_grids
+from d2ejax import kernels, networks, references, rollouts, time_grids
 from d2ejax.exact.gaussian import gaussian_bridge
 from tests.reference_cases import REFERENCES, T_MAX, every_reference
 
@@ -360,3 +361,24 @@ def test_exact_steps_take_a_drift_as_the_reference_tilted_by_it_does(reference):
     for k, (t, t_next) in enumerate(zip(GRID.times[:-1], GRID.times[1:], strict=True)):
         left = reference.variance(t, t_next) * reference.scale(t_next, GRID.t_max)
         np.testing.assert_allclose(found[k], left * c, rtol=2e-4)
+
+
+@every_reference
+def test_a_gaussians_reversal_is_bayes_rule(reference, key):
+    mean, variance = jnp.array([0.7, -0.4]), 0.3
+    grid = time_grids.end_refined(6, T_MAX)
+    reversal = kernels.gaussian_reversal(reference, grid, mean=mean, variance=variance)
+    chain = kernels.reference_process(reference, grid, discretisation="exact")
+    marginals = references.gaussian_marginals(reference, grid, mean=mean, variance=variance)
+    # Of any path: p_0 Q = q_T R.
+    paths = jax.random.normal(key, (5, 7, 2))
+    log_start, log_end = jax.vmap(marginals)(paths)[:, (0, -1)].T
+    np.testing.assert_allclose(
+        log_start + rollouts.log_density(chain, None, paths),
+        log_end + rollouts.log_density(reversal, None, paths),
+        rtol=1e-4,
+    )
+    start = scipy.stats.norm(mean, variance**0.5).logpdf(paths[:, 0]).sum(axis=-1)
+    np.testing.assert_allclose(log_start, start, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"variance = 0\.0: must be > 0"):
+        kernels.gaussian_reversal(reference, grid, mean=mean, variance=0.0)

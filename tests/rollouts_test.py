@@ -347,3 +347,39 @@ def test_the_reference_has_no_residual_drift(backward, key):
     )
     np.testing.assert_allclose(drifts, 0.0, atol=1e-5)
     np.testing.assert_allclose(divergences, 0.0, atol=1e-4)
+
+
+@both_directions
+def test_only_the_last_steps_are_differentiated_through(backward, key):
+    (process, _), params = curved_process(backward), jnp.array(0.8)
+    x = jnp.array([0.4, -0.3])
+
+    def end(params, tracked_steps):
+        path = rollouts.simulate(key, process, params, x, tracked_steps=tracked_steps)
+        return jnp.sum(path[0 if backward else -1]), path
+
+    run = jax.jit(jax.value_and_grad(end, has_aux=True), static_argnums=1)
+    ((_, path), whole), ((_, same), last) = run(params, None), run(params, 2)
+    np.testing.assert_allclose(path, same, rtol=1e-6)
+    np.testing.assert_array_equal(run(params, process.num_steps)[0][1], path)
+
+    # By hand: the same two steps from where the path was, taken as given.
+    def by_hand(params):
+        noise = jax.random.normal(key, (process.num_steps, 2))
+        order = [1, 0] if backward else [process.num_steps - 2, process.num_steps - 1]
+        state = path[order[0] + (1 if backward else 0)]
+        for k in order:
+            step = jax.tree.map(lambda leaf, k=k: leaf[k], process.steps)
+            law = process.kernel(params, state, step)
+            state = law.mean + jnp.exp(0.5 * law.log_variance) * noise[k]
+        return jnp.sum(state)
+
+    expected = jax.grad(by_hand)(params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), last, expected
+    )
+    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), whole, last)
+    assert max(jax.tree.leaves(differences)) > 1e-2
+    for bad in (0, process.num_steps + 1):
+        with pytest.raises(ValueError, match=f"tracked_steps = {bad}: must be from 1 to"):
+            rollouts.simulate(key, process, params, x, tracked_steps=bad)

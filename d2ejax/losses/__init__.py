@@ -1,6 +1,7 @@
 """Losses as pure functions of arrays already computed, or of callables and a path."""
 
 from d2ejax.losses.bridge_matching import bridge_matching_loss as bridge_matching_loss
+from d2ejax.losses.control import control_loss as control_loss
 from d2ejax.losses.flow_matching import conditional_flow as conditional_flow
 from d2ejax.losses.flow_matching import conditional_score as conditional_score
 from d2ejax.losses.flow_matching import flow_matching_loss as flow_matching_loss
@@ -17,4 +18,7 @@ from d2ejax.losses.semi_discrete import log_potential as log_potential
 from d2ejax.losses.semi_discrete import potential_loss as potential_loss
 from d2ejax.losses.trajectory_balance import log_path_ratio as log_path_ratio
 from d2ejax.losses.trajectory_balance import log_variance_loss as log_variance_loss
+from d2ejax.losses.trajectory_balance import (
+    subtrajectory_balance_loss as subtrajectory_balance_loss,
+)
 from d2ejax.losses.trajectory_balance import trajectory_balance_loss as trajectory_balance_loss

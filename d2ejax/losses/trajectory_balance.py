@@ -83,3 +83,43 @@ def trajectory_balance_loss(log_ratios: Array, log_h: Array) -> Array:
             "(num_starts, num_paths) and (num_starts,) or ()"
         )
     return jnp.mean(jnp.square(log_ratios + jnp.reshape(log_h, (-1, 1))))
+
+
+def subtrajectory_balance_loss(
+    log_ratios: Array, log_flows: Array, *, decay: float = 1.0
+) -> Array:
+    """Balance of every piece of a path, the longer ones discounted: SubTB(λ).
+
+    With A_k = log F_k(x_k) - Σ_{j<k} [log P(x_{j+1} | x_j) - log R(x_j | x_{j+1})],
+    L = E[Σ_{i<j} λ^{j-i} (A_i - A_j)² / Σ_{i<j} λ^{j-i}]. It is zero exactly if F_k is the
+    unnormalised marginal of the process at each time, so that an energy known at the end gives
+    credit along the whole path; detailed balance is the limit of small λ (Madan et al. 2023,
+    arXiv:2209.12782, eq. 12; for diffusions Zhang et al. 2024, arXiv:2310.02679).
+
+    Args:
+        log_ratios: Those of each step, shape `(..., num_steps)`, in nats.
+        log_flows: log F_k(x_k), shape `(..., num_steps + 1)`; the last is the target's
+            log-density, the first log Z + log p_0.
+        decay: λ > 0 per step.
+
+    Returns:
+        A scalar, in nats².
+
+    Raises:
+        ValueError: If the shapes do not match or λ is not positive.
+    """
+    expected = (*log_ratios.shape[:-1], log_ratios.shape[-1] + 1)
+    if log_flows.shape != expected:
+        raise ValueError(
+            f"log_ratios has shape {log_ratios.shape} and log_flows {log_flows.shape}: must be "
+            "(..., num_steps) and (..., num_steps + 1)"
+        )
+    if not decay > 0:
+        raise ValueError(f"decay = {decay}: must be > 0")
+    num_points = log_flows.shape[-1]
+    level = log_flows.at[..., 1:].add(-jnp.cumsum(log_ratios, axis=-1))
+    places = jnp.arange(num_points, dtype=level.dtype)
+    length = places[None, :] - places[:, None]
+    weights = jnp.where(length > 0, jnp.power(jnp.asarray(decay, level.dtype), length), 0.0)
+    squares = jnp.square(level[..., :, None] - level[..., None, :])
+    return jnp.mean(jnp.einsum("ij,...ij->...", weights, squares)) / jnp.sum(weights)

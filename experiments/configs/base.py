@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
         # dsb | sde | dsbm: ipf with mean_matching, sde_likelihood, bridge_matching for "auto"
         # sf2m | cfm | eot: coupled minibatches and a regression, see matching
         # lightsb: a potential in closed form, see light
+        # from a Gaussian to an energy
+        # sampler: a diffusion sampler against the reversal of its reference, see sampler
         method="ipf",
         source=_endpoint(name="two_moons", access="samples"),  # p_0, the end at time 0
         target=_endpoint(name="ring", access="energy"),  # p_1, the end at time grid.t_max
@@ -78,6 +80,7 @@ def get_config() -> ConfigDict:
         ipf=_ipf(),
         light=_light(),
         matching=_matching(),
+        sampler=_sampler(),
         optimiser=_optimiser(),
         exploration=_exploration(),
         parallel=_section(
@@ -265,6 +268,18 @@ def _matching() -> ConfigDict:
         num_times=20,
         score_weight=1.0,  # factor of the score's loss in sf2m
         path_std=0.01,  # standard deviation around the straight lines of cfm
+    )
+
+
+def _sampler() -> ConfigDict:
+    return _section(
+        num_steps=6000,  # gradient steps
+        # log_variance | trajectory_balance | subtrajectory_balance | path_kl: the first three
+        # of paths of which exploration.off_policy_ratio begin in the buffer, the last one of
+        # its own paths and differentiated through them
+        loss="log_variance",
+        decay=0.9,  # of the weight of a piece with its length, per step: subtrajectory_balance
+        tracked_steps=0,  # last steps that path_kl is differentiated through; 0: all of them
     )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import fields
-from experiments.methods import ipf, light, matching
+from experiments.methods import ipf, light, matching, sampler
 from experiments.wiring import Method, Room
 
 
@@ -29,6 +29,7 @@ _MATCHING = Entry(matching.check, matching.build)
 METHODS: dict[str, Entry] = {
     "ipf": _IPF,
     "lightsb": Entry(light.check, light.build),
+    "sampler": Entry(sampler.check, sampler.build),
     **dict.fromkeys(fields.LOSS_OF_METHOD, _IPF),
     **dict.fromkeys(fields.COUPLING_OF_METHOD, _MATCHING),
 }

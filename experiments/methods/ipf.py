@@ -4,16 +4,12 @@ import functools
 from collections.abc import Callable
 
 import jax
-import optax
 from ml_collections import ConfigDict
 
 from d2ejax import networks, parallel
 from d2ejax.algorithms import half_steps, ipf
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.algorithms.light import with_fixed_base
-from d2ejax.endpoints.base import Endpoint
-from d2ejax.exploration import langevin
-from d2ejax.exploration.particles import Particles
 from d2ejax.kernels import Process
 from d2ejax.typing import Array, Key, Params
 from experiments import wiring
@@ -115,7 +111,14 @@ def _half_step(
     source, target = room.ends
     exploring, settings = config.exploration, config.ipf
     own_steps = settings.backward_steps if trained.backward else settings.forward_steps
-    anneal_steps = max(1, round(exploring.anneal_fraction * own_steps * settings.iterations))
+    off_policy_ratio, inverse_temperature = wiring.annealing(
+        config, own_steps * settings.iterations
+    )
+    # None where training has its samples.
+    explored = [
+        None if end.log_density is None else wiring.build_particles(config, end)
+        for end in room.ends
+    ]
     batch_size = config.batch_size
     if loss in half_steps.FROM_SAMPLES and settings.likelihood_batch_size:
         batch_size = settings.likelihood_batch_size
@@ -129,7 +132,7 @@ def _half_step(
         start=target if trained.backward else source,
         goal=source if trained.backward else target,
         potential=potential,
-        particles=(_particles(config, source), _particles(config, target)),
+        particles=(explored[0], explored[1]),
         batch_size=batch_size // parallel.num_devices(),
         num_paths=settings.paths_per_start,
         num_anchors=settings.num_anchors,
@@ -139,35 +142,10 @@ def _half_step(
         divergence=settings.divergence,
         cached_batches=settings.cached_batches,
         cache_every=settings.cache_every,
-        off_policy_ratio=optax.linear_schedule(
-            exploring.off_policy_ratio, exploring.off_policy_ratio_end, anneal_steps
-        ),
+        off_policy_ratio=off_policy_ratio,
         reuse_path=exploring.reuse_path,
-        inverse_temperature=optax.linear_schedule(
-            exploring.inverse_temperature_start, 1.0, anneal_steps
-        ),
+        inverse_temperature=inverse_temperature,
         add_ends=exploring.add_ends,
-    )
-
-
-def _particles(config: ConfigDict, end: Endpoint) -> Particles | None:
-    """How an end is explored; None where training has its samples."""
-    if end.log_density is None:
-        return None
-    given = config.exploration
-    refresh = functools.partial(
-        langevin.refresh,
-        method=given.refresh_method,
-        step_size=given.refresh_step_size,
-        num_steps=given.refresh_steps,
-    )
-    return Particles(
-        size=given.buffer_size,
-        refresh=None if given.refresh_method == "none" else refresh,
-        refresh_every=given.refresh_every,
-        restart_fraction=given.restart_fraction,
-        restart=lambda key, n: given.restart_std * jax.random.normal(key, (n, end.dim)),
-        priority_power=given.priority_power,
     )
 
 

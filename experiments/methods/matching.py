@@ -15,9 +15,6 @@ from d2ejax.typing import Array, Key, Params
 from experiments import fields, wiring
 from experiments.wiring import Method, Room
 
-_PHASES = 5
-"""A run is cut into as many; at the end of each the bridge is measured."""
-
 _STILL = 1e-4
 """The noise of a process that follows a flow, in units of the reference's: float32 bears it,
 and no metric can see what it moves."""
@@ -96,7 +93,7 @@ def build(config: ConfigDict, room: Room) -> Method:
             axis_name=parallel.AXIS,
         ),
         total_steps=settings.num_steps,
-        phase_of=_phases(settings.num_steps),
+        phase_of=wiring.even_phases(settings.num_steps, "matching"),
         forward=wired.forward,
         backward=wired.backward,
         forward_params=params_of(0),
@@ -209,15 +206,3 @@ def _times(config: ConfigDict, room: Room) -> Callable[[Key], Array]:
         spacing=settings.times,
         knots=room.knots,
     )
-
-
-def _phases(total: int) -> Callable[[int], tuple[str, int]]:
-    length = -(-total // _PHASES)
-
-    def phase_of(step: int) -> tuple[str, int]:
-        if step >= total:
-            return "done", total
-        phase = step // length
-        return f"matching {phase + 1}", min((phase + 1) * length, total)
-
-    return phase_of

@@ -448,6 +448,13 @@ MATCHING = PLAIN | {"method": "sf2m"}
 GRAPH = MATCHING | {"graph.of": "forward"}
 """Settings of a drift with a graph."""
 
+SAMPLER = {
+    "method": "sampler",
+    "target.access": "energy",
+    "exploration.refresh_method": "ula",
+}
+"""Settings of a diffusion sampler."""
+
 SNAPSHOTS = MATCHING | {
     "snapshots.name": "branching",
     "snapshots.options": {"num_snapshots": 3},
@@ -475,6 +482,10 @@ UNDER = {
     "matching.num_times": (MATCHING, 3),
     "matching.score_weight": (MATCHING, 2.0),
     "matching.path_std": (PLAIN | {"method": "cfm"}, 0.1),
+    "sampler.num_steps": (SAMPLER, 4),
+    "sampler.loss": (SAMPLER, "trajectory_balance"),
+    "sampler.decay": (SAMPLER | {"sampler.loss": "subtrajectory_balance"}, 0.5),
+    "sampler.tracked_steps": (SAMPLER | {"sampler.loss": "path_kl"}, 1),
     "light.num_components": (LIGHT, 5),
     "light.init_share": (LIGHT, 0.2),
     "light.steps": (LIGHT, 4),

@@ -43,8 +43,8 @@ def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
     assert step == experiment.total_steps
     assert len(set(phases)) == len(phases)
     directions = {label.split()[0] for label in phases}
-    alternates = config.method not in fields.COUPLING_OF_METHOD
-    assert directions == ({"backward", "forward"} if alternates else {"matching"})
+    names = {"sampler": {"sampling"}, **dict.fromkeys(fields.COUPLING_OF_METHOD, {"matching"})}
+    assert directions == names.get(config.method, {"backward", "forward"})
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,7 @@ def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
         ("branching", ("snapshots", "samples"), ("snapshots", "samples")),
         ("gapminder", ("snapshots", "samples"), ("snapshots", "samples")),
         ("regulatory", ("snapshots", "samples"), ("snapshots", "samples")),
+        ("sampler", ("gaussian", "samples"), ("ring", "energy")),
         ("smoke", ("two_moons", "samples"), ("ring", "energy")),
         ("paper_gaussian_to_ring", ("gaussian", "samples"), ("ring", "energy")),
         ("dsb", ("gaussian", "samples"), ("ring", "samples")),
