@@ -175,7 +175,9 @@ def _reversal_means(half: HalfStep, inputs: Inputs, paths: Array) -> Array:
         for backward in (half.opposite.backward, half.trained.backward)
     )
     given = _given(paths, backward=half.trained.backward)
-    return losses.reversal_means(given, opposite_means, means_at_given)
+    return losses.reversal_means(
+        given, opposite_means, means_at_given, half.opposite.steps.scale
+    )
 
 
 def _sde_likelihood(

@@ -7,7 +7,13 @@ marginal of the forward chain, and the Euler step of the reversal is
     y - (F̄_k(y) - y) + v_k ∇ log p_{k+1}(y) = E[y + F̄_k(x_k) - F̄_k(y) | x_{k+1} = y],
 
 the conditional mean of something that a path gives (De Bortoli et al. 2021, arXiv:2106.01357,
-proposition 3). Mirrored for a forward kernel. A learned variance would add terms of its own.
+proposition 3). Where the reference has a drift, so that its step scales the state by a_k, what
+that step does is to be undone and not only subtracted:
+
+    E[x_k | y] = y + E[F̄_k(x_k) - F̄_k(y) | y] / a_k,
+
+as far as F̄_k(x) - a_k x is the same at x_k and y: exact for a linear reference by itself.
+Mirrored for a forward kernel. A learned variance would add terms of its own.
 """
 
 import jax
@@ -16,17 +22,23 @@ import jax.numpy as jnp
 from d2ejax.typing import Array
 
 
-def reversal_means(given: Array, opposite_means: Array, means_at_given: Array) -> Array:
+def reversal_means(
+    given: Array, opposite_means: Array, means_at_given: Array, scales: Array | None = None
+) -> Array:
     """What the kernels of the trained process are to have as their means, path by path.
 
-    Backward: x_{k+1} + F̄_k(x_k) - F̄_k(x_{k+1}). Forward: x_k + B̄_k(x_{k+1}) - B̄_k(x_k), B̄_k
-    the mean of the backward kernel of the step. See the module's docstring.
+    Backward: x_{k+1} + (F̄_k(x_k) - F̄_k(x_{k+1})) / a_k. Forward: x_k + (B̄_k(x_{k+1}) -
+    B̄_k(x_k)) / b_k, B̄_k the mean of the backward kernel of the step. See the module's
+    docstring.
 
     Args:
         given: What the trained kernels are given, `(..., num_steps, dim)`.
         opposite_means: Means of the opposite process's kernels where that process was, at the
             other end of each step, same shape.
         means_at_given: Means of the same kernels at `given`, same shape.
+        scales: What the reference's step scales a state by in the direction of the opposite
+            process, a_k or b_k, `(num_steps,)`; None for one: a reference without a drift, or
+            the published Euler step.
 
     Returns:
         Same shape.
@@ -39,7 +51,12 @@ def reversal_means(given: Array, opposite_means: Array, means_at_given: Array) -
             f"given has shape {given.shape}, opposite_means {opposite_means.shape} and "
             f"means_at_given {means_at_given.shape}: must be (..., num_steps, dim) three times"
         )
-    return given + opposite_means - means_at_given
+    moved = opposite_means - means_at_given
+    if scales is None:
+        return given + moved
+    if scales.shape != given.shape[-2:-1]:
+        raise ValueError(f"scales has shape {scales.shape}: must be {given.shape[-2:-1]}")
+    return given + moved / jnp.broadcast_to(scales[:, None], moved.shape)
 
 
 def mean_matching_loss(means: Array, target_means: Array, variances: Array) -> Array:

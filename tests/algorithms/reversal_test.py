@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d2ejax import losses, rollouts, time_grids
+from d2ejax import kernels, losses, rollouts, time_grids
 from d2ejax.algorithms import from_samples
-from tests import gaussian_case
+from tests import gaussian_case, reference_cases
 
 SIGMA, T_MAX = gaussian_case.SIGMA, gaussian_case.T_MAX
 DIRECTIONS = pytest.mark.parametrize("backward", [False, True])
@@ -180,17 +180,17 @@ WRONG = {
     "a state coupled with itself": (
         "mean_matching",
         "reversal_means",
-        lambda given, there, here: (given, here, here),
+        lambda given, there, here, a: (given, here, here, a),
     ),
     "the two means swapped": (
         "mean_matching",
         "reversal_means",
-        lambda given, there, here: (given, here, there),
+        lambda given, there, here, a: (given, here, there, a),
     ),
     "the target is the other state's mean": (
         "drift_matching",
         "reversal_means",
-        lambda given, there, here: (0 * given, there, 0 * here),
+        lambda given, there, here, a: (0 * given, there, 0 * here, a),
     ),
     "half of the target": (
         "drift_matching",
@@ -288,3 +288,56 @@ def test_rejoined_ends_are_refused(loss):
     _, half, inputs, paths = given(loss)
     with pytest.raises(ValueError, match=f"reanchor = True: must be False with .* '{loss}'"):
         from_samples.on_paths(half._replace(reanchor=True), jax.random.key(0), inputs, paths)
+
+
+@reference_cases.every_reference
+@DIRECTIONS
+@LOSSES
+def test_the_half_step_of_a_reference_with_a_drift_finds_its_reversal(
+    reference, backward, loss
+):
+    grid, mean, variance = time_grids.uniform(6, reference_cases.T_MAX), jnp.zeros(1), 0.7
+
+    def network(params, x, t):
+        k = jnp.argmin(jnp.abs((grid.times[1:] if backward else grid.times[:-1]) - t))
+        return params[k] * x, jnp.zeros_like(x)
+
+    exact = {"discretisation": "exact", "variance": "fixed"}
+    trained = kernels.process(network, reference, grid, backward=backward, **exact)
+    still = kernels.process(
+        kernels.zero_network, reference, grid, backward=not backward, **exact
+    )
+    key = jax.random.key(3)
+    starts = variance**0.5 * jax.random.normal(key, (20_000, 1))
+    keys = jax.random.split(key, len(starts))
+    simulate = jax.vmap(rollouts.simulate, (0, None, None, 0))
+    half = gaussian_case.half_step(
+        gaussian_case.make(1), loss, backward=backward, trained=trained, opposite=still
+    )
+
+    @gaussian_case.jit
+    def slopes():
+        paths = simulate(keys, still, None, starts)
+        inputs = gaussian_case.inputs(None, {"drift": None}, (None, None))
+        value = from_samples.on_paths(half, key, inputs, paths)
+        zero = jnp.zeros(grid.num_steps)
+        # A quadratic function whose steps do not meet: one step of Newton's finds its least.
+        gradient, curvature = jax.grad(value)(zero), jax.hessian(value)(zero)
+        return trained.steps.scale - trained.steps.gain * gradient / jnp.diagonal(curvature)
+
+    if backward:
+        reversal = kernels.gaussian_reversal(reference, grid, mean=mean, variance=variance)
+        expected = reversal.steps.scale
+    else:
+        # Started in the Gaussian at the other end: by Bayes' rule, step after step.
+        expected, spread = [], variance
+        for scale, log_variance in zip(
+            np.asarray(still.steps.scale)[::-1],
+            np.asarray(still.steps.log_variance)[::-1],
+            strict=True,
+        ):
+            total = scale**2 * spread + np.exp(log_variance)
+            expected.append(scale * spread / total)
+            spread = total
+        expected = expected[::-1]
+    np.testing.assert_allclose(slopes(), expected, atol=0.02)

@@ -15,6 +15,9 @@ def test_the_target_of_a_case_worked_out_by_hand():
     )
     target = losses.reversal_means(given, opposite_means, means_at_given)
     np.testing.assert_array_equal(target, [[-1.0]])
+    # The slope of that mean undone: 3 + (7 - 11) / 2 = 1, where x_0 was.
+    target = losses.reversal_means(given, opposite_means, means_at_given, jnp.asarray([2.0]))
+    np.testing.assert_array_equal(target, [[1.0]])
 
 
 def test_values_of_a_case_worked_out_by_hand():
@@ -50,6 +53,8 @@ def test_shapes_are_checked():
     three, steps = jnp.zeros((4, 3, 2)), jnp.zeros(3)
     with pytest.raises(ValueError, match=r"given has shape \(4, 3, 2\), opposite_means \(3,\)"):
         losses.reversal_means(three, steps, three)
+    with pytest.raises(ValueError, match=r"scales has shape \(2,\): must be \(3,\)"):
+        losses.reversal_means(three, three, three, jnp.ones(2))
     with pytest.raises(ValueError, match=r"and variances \(2,\): must be"):
         losses.mean_matching_loss(three, three, jnp.zeros(2))
     with pytest.raises(ValueError, match=r"means have shape \(4, 3\)"):
