@@ -18,6 +18,8 @@ from d2ejax import rollouts as rollouts
 from d2ejax import snapshots as snapshots
 from d2ejax import time_grids as time_grids
 from d2ejax.algorithms.base import Algorithm as Algorithm
+from d2ejax.algorithms.fine_tuning import FineTuning as FineTuning
+from d2ejax.algorithms.fine_tuning import fine_tuning as fine_tuning
 from d2ejax.algorithms.half_steps import HalfStep as HalfStep
 from d2ejax.algorithms.half_steps import losses_by_access as losses_by_access
 from d2ejax.algorithms.ipf import Schedule as Schedule

@@ -44,6 +44,44 @@ def init_model(params: Params, optimiser: optax.GradientTransformation) -> Model
     return Model(params, params, optimiser.init(params))
 
 
+class State(NamedTuple):
+    """The state of an algorithm that trains one model and keeps nothing else.
+
+    Attributes:
+        model: What is trained.
+        step: Gradient steps so far, those left out included.
+        skipped: Steps left out because their loss or gradient was not finite.
+        consecutive_skipped: The length of the current run of such steps.
+        key: A typed key; differs between devices.
+    """
+
+    model: Model
+    step: Array
+    skipped: Array
+    consecutive_skipped: Array
+    key: Key
+
+
+def init_state(
+    key: Key,
+    init_params: Callable[[Key], Params],
+    optimiser: optax.GradientTransformation,
+    axis_name: str | None,
+) -> State:
+    """The state at the start of training.
+
+    Args:
+        key: A typed key, the same on all devices, and so are the parameters.
+        init_params: Maps a key to the parameters.
+        optimiser: An optax transformation.
+        axis_name: The mapped axis of devices, if any.
+    """
+    params_key, own_key = jax.random.split(key)
+    zero = jnp.zeros((), jnp.int32)
+    model = init_model(init_params(params_key), optimiser)
+    return State(model, zero, zero, zero, device_key(own_key, axis_name))
+
+
 def update_model(
     model: Model,
     gradients: Params,

@@ -16,7 +16,7 @@ all of them (Tong et al. 2024, on cells). Two ends are the case of one leg.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,10 @@ from d2ejax import losses, references, rollouts, time_grids
 from d2ejax.algorithms import legs
 from d2ejax.algorithms.base import (
     Algorithm,
-    Model,
+    State,
     counted,
-    device_key,
     gradient_step,
-    init_model,
+    init_state,
 )
 from d2ejax.algorithms.bridges import joined_bridge_loss, pinned_paths
 from d2ejax.endpoints import base as endpoints
@@ -52,24 +51,6 @@ Coupling = Callable[[Key, Array, Array], tuple[Array, Array]]
 Objective = Callable[[Key, Array, Array], Callable[[Params], tuple[Array, dict[str, Array]]]]
 """Maps `(key, x_0, x_1)`, coupled ends `(num_legs, n, dim)` of each leg, or `(n, dim)` of a
 single one, to the loss of parameters on what is drawn between them, with its metrics."""
-
-
-class State(NamedTuple):
-    """The state of a matching algorithm.
-
-    Attributes:
-        model: What is trained; its parameters are a dict by the objective's names.
-        step: Gradient steps so far, those left out included.
-        skipped: Steps left out because their loss or gradient was not finite.
-        consecutive_skipped: The length of the current run of such steps.
-        key: A typed key; differs between devices.
-    """
-
-    model: Model
-    step: Array
-    skipped: Array
-    consecutive_skipped: Array
-    key: Key
 
 
 def matching(
@@ -99,7 +80,8 @@ def matching(
         axis_name: The mapped axis of devices, over which gradients and metrics are averaged.
 
     Returns:
-        The algorithm; its state is a `State`.
+        The algorithm; its state is a `base.State`, its parameters a dict by the objective's
+        names.
 
     Raises:
         ValueError: If an end offers no samples, or there are not as many couplings as legs.
@@ -113,11 +95,7 @@ def matching(
         )
 
     def init(key: Key) -> State:
-        # The key is the same on all devices, and so are the parameters.
-        params_key, own_key = jax.random.split(key)
-        zero = jnp.zeros((), jnp.int32)
-        model = init_model(init_params(params_key), optimiser)
-        return State(model, zero, zero, zero, device_key(own_key, axis_name))
+        return init_state(key, init_params, optimiser, axis_name)
 
     def step(state: State) -> tuple[State, dict[str, Array]]:
         key, *keys = jax.random.split(state.key, 5)

@@ -11,6 +11,7 @@ from d2ejax.losses.likelihood import trajectory_likelihood_loss as trajectory_li
 from d2ejax.losses.mean_matching import drift_matching_loss as drift_matching_loss
 from d2ejax.losses.mean_matching import mean_matching_loss as mean_matching_loss
 from d2ejax.losses.mean_matching import reversal_means as reversal_means
+from d2ejax.losses.policy_gradient import policy_gradient_loss as policy_gradient_loss
 from d2ejax.losses.sde_likelihood import sde_likelihood_loss as sde_likelihood_loss
 from d2ejax.losses.semi_discrete import anchor_log_weights as anchor_log_weights
 from d2ejax.losses.semi_discrete import effective_anchors as effective_anchors

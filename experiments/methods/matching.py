@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from d2ejax import couplings, flows, graph_networks, parallel, references
 from d2ejax.algorithms import matching, penalties
+from d2ejax.algorithms.base import State
 from d2ejax.kernels import Process
 from d2ejax.networks import NetworkPair
 from d2ejax.typing import Array, Key, Params
@@ -68,7 +69,7 @@ def build(config: ConfigDict, room: Room) -> Method:
     def params_of(which: int) -> Callable[[Any], Params]:
         names = wired.params
 
-        def params(state: matching.State) -> Params:
+        def params(state: State) -> Params:
             average = state.model.average
             return average if names is None else average[names[which]]
 
