@@ -22,6 +22,7 @@ Keys and defaults: experiments/configs/base.py."""
 
 _MODES = ("train", "evaluate", "sample")
 _DEFAULT_NUM_SAMPLES = 1000
+_ALONG = ("forward", "backward", "flow")
 
 
 class Arguments(NamedTuple):
@@ -32,6 +33,7 @@ class Arguments(NamedTuple):
         mode: "train", "evaluate" or "sample".
         workdir: Where the run lives.
         num_samples: Paths to write, in mode "sample".
+        along: What these paths are of: "forward", "backward" or "flow".
         output: The .npz file to write them to.
         debug: Show tracebacks.
     """
@@ -40,6 +42,7 @@ class Arguments(NamedTuple):
     mode: str
     workdir: Path
     num_samples: int
+    along: str
     output: Path
     debug: bool
 
@@ -100,6 +103,14 @@ def _define(argv: list[str]) -> flags.FlagValues:
         lower_bound=1,
         **module,
     )
+    flags.DEFINE_enum(
+        "along",
+        None,
+        _ALONG,
+        "Paths of which process --mode=sample writes: forward from the source (default), backward "
+        "from the target, or the probability flow from the source, an ODE.",
+        **module,
+    )
     flags.DEFINE_string(
         "output", None, ".npz file of --mode=sample; default <workdir>/samples.npz.", **module
     )
@@ -110,7 +121,7 @@ def _define(argv: list[str]) -> flags.FlagValues:
 
 def _check_modes(values: flags.FlagValues) -> None:
     if values.mode != "sample":
-        for name in ("num_samples", "output"):
+        for name in ("num_samples", "along", "output"):
             if values[name].present:
                 raise InputError(
                     f"--{name}={values[name].value}: must not be given with "
@@ -143,6 +154,7 @@ def _arguments(values: flags.FlagValues) -> Arguments:
         mode=values.mode,
         workdir=directory,
         num_samples=values.num_samples or _DEFAULT_NUM_SAMPLES,
+        along=values.along or _ALONG[0],
         output=output,
         debug=values.debug,
     )

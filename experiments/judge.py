@@ -115,8 +115,8 @@ class Judge:
         keys = iter(jax.random.split(key, -(-len(starts) // CHUNK)))
         return _in_pieces(lambda piece: self._continue(state, next(keys), piece), starts, CHUNK)
 
-    def flow_ends(self, state: Any, starts: HostArray) -> HostArray:
-        """Runs the probability flow from each of `(n, dim)` starts to its end."""
+    def flow_paths(self, state: Any, starts: HostArray) -> HostArray:
+        """Runs the probability flow from each of `(n, dim)` starts, `(n, K + 1, dim)`."""
         return _in_pieces(lambda piece: self._follow(state, piece), starts, CHUNK)
 
 
@@ -170,11 +170,11 @@ def _continue(experiment: Experiment, state: Any, key: Key, starts: Array) -> Ar
 
 
 def _follow(experiment: Experiment, state: Any, starts: Array) -> Array:
-    """The ends of the probability flow, by a step of Heun's method for each of the grid's."""
+    """Paths of the probability flow, by a step of Heun's method for each of the grid's."""
     run = functools.partial(
         flows.probability_flow, velocity(experiment, state), grid=experiment.grid
     )
-    return jax.vmap(lambda x: run(x)[-1])(starts)
+    return jax.vmap(run)(starts)
 
 
 def velocity(experiment: Experiment, state: Any) -> flows.Velocity:
@@ -334,7 +334,7 @@ def flow_metrics(
 
     To the same true samples as in `sample_metrics` with this key.
     """
-    ends = judged.flow_ends(state, forward.paths[:num_samples, 0])
+    ends = judged.flow_paths(state, forward.paths[:num_samples, 0])[:, -1]
     true_key, _, _ = jax.random.split(key, 3)
     true = _true_ends(judged.experiment, true_key, num_samples)
     return {"w2_squared_ode": metrics.w2_squared(ends, true)}

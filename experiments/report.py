@@ -15,6 +15,7 @@ from d2ejax.metrics import Estimate
 from d2ejax.typing import Key
 from experiments import diagnosis, graphs, interpolation, judge, workdir
 from experiments.build import Experiment
+from experiments.errors import InputError
 from experiments.judge import Judge, Paths
 
 _PLOTTED = 2000
@@ -71,13 +72,20 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
 
 
 def write_samples(
-    config: ConfigDict, judged: Judge, state: Any, num_samples: int, output: Path
+    config: ConfigDict,
+    judged: Judge,
+    state: Any,
+    num_samples: int,
+    output: Path,
+    *,
+    along: str = "forward",
 ) -> None:
     """Writes paths of the forward process, started in the source, to an .npz file.
 
-    Arrays: times (K+1,), paths (N, K+1, dim), x0 and x1 (N, dim), log_forward, log_backward,
-    log_reference (N,) and log_weights (N,): the last NaN where an end has no log-density, and
-    all of them for a flow, whose paths have none.
+    Or of the backward process, started in the target, or of the probability flow. Arrays, in
+    the order of time: times (K+1,), paths (N, K+1, dim), x0 and x1 (N, dim), log_forward,
+    log_backward, log_reference (N,) and log_weights (N,): the last NaN where an end has no
+    log-density, and all of them for a flow, whose paths have none.
 
     Args:
         config: The run's config.
@@ -85,11 +93,26 @@ def write_samples(
         state: The trained state, of one device.
         num_samples: N.
         output: The file.
+        along: "forward", "backward" or "flow".
+
+    Raises:
+        InputError: If the paths would start in a target that has no samples.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    experiment, found = judged.experiment, judged.forward(state, key, num_samples)
-    weights = judge.log_weights(experiment, found)
+    key, experiment = jax.random.fold_in(jax.random.key(config.seed), 2), judged.experiment
+    if along == "backward" and experiment.target.sample is None:
+        raise InputError(
+            "--along=backward: must be forward or flow: the target "
+            f"{experiment.target.name!r} has no samples to start from"
+        )
+    found = (judged.backward if along == "backward" else judged.forward)(
+        state, key, num_samples
+    )
     undefined = np.full(num_samples, np.nan)
+    if along == "flow":
+        # From the starts of the forward paths; their densities are of no use to it.
+        paths = judged.flow_paths(state, found.paths[:, 0])
+        found = judge.Paths(paths, None, undefined, undefined, undefined)
+    weights = None if along == "flow" else judge.log_weights(experiment, found)
     laws = ("log_forward", "log_backward", "log_reference")
     arrays = {
         "times": experiment.grid.times,

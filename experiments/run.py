@@ -94,7 +94,9 @@ def _sample(args: Arguments, process_start: float) -> None:
 
     experiment, result = _restore(args)
     state = parallel.unreplicate(result.state)
-    report.write_samples(args.config, Judge(experiment), state, args.num_samples, args.output)
+    report.write_samples(
+        args.config, Judge(experiment), state, args.num_samples, args.output, along=args.along
+    )
     print(f"{args.num_samples} paths after {result.step} gradient steps: {args.output}")
 
 

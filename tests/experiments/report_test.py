@@ -21,6 +21,7 @@ from experiments import (
     summary,
     workdir,
 )
+from experiments.errors import InputError
 from tests.experiments import small
 from tests.experiments.conftest import ROOT
 
@@ -140,6 +141,29 @@ def test_samples_of_undefined_weights_are_nan(samples_only, tmp_path):
         assert np.isnan(arrays["log_weights"]).all()
         for name in set(arrays) - {"log_weights"}:
             assert np.isfinite(arrays[name]).all(), name
+
+
+def test_samples_run_along_either_process_or_the_flow(tmp_path):
+    config = small.gaussians(access=("samples", "samples"))
+    judged, state = untrained(config)
+    found = {}
+    for along in ("forward", "backward", "flow"):
+        report.write_samples(config, judged, state, 300, tmp_path / "a.npz", along=along)
+        with np.load(tmp_path / "a.npz") as arrays:
+            found[along] = dict(arrays)
+    # The source has standard deviation 1 and the target .6; untrained processes add noise, and
+    # the flow between two that are each other's opposite stands still.
+    spread = {along: arrays["x0"].std() for along, arrays in found.items()}
+    assert found["backward"]["x1"].std() < 0.7 < 0.85 < spread["forward"]
+    np.testing.assert_array_equal(found["flow"]["x0"], found["forward"]["x0"])
+    np.testing.assert_allclose(found["flow"]["x1"], found["flow"]["x0"], atol=1e-5)
+    for name in ("log_forward", "log_backward", "log_reference", "log_weights"):
+        assert np.isnan(found["flow"][name]).all()
+        assert np.isfinite(found["backward"][name]).all()
+    target = judged.experiment.target._replace(sample=None)
+    judged.experiment = judged.experiment._replace(target=target)
+    with pytest.raises(InputError, match="--along=backward: must be forward or flow"):
+        report.write_samples(config, judged, state, 3, tmp_path / "b.npz", along="backward")
 
 
 def test_a_run_without_a_finite_loss_can_be_evaluated(samples_only, tmp_path):

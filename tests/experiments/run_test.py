@@ -50,7 +50,7 @@ def evaluate(config, judged, state, directory):
     }
 
 
-def write_samples(config, judged, state, num_samples, output):
+def write_samples(config, judged, state, num_samples, output, *, along):
     np.savez(output, x0=np.zeros((num_samples, 2)), b=state.params["b"])
 
 
@@ -216,6 +216,8 @@ def test_loop_settings_may_change_on_resume(tmp_path, call, build):
         (["--mode=sample", "--output=a.txt"], "must end in .npz"),
         (["--mode=sample", "--output=/nowhere/a.npz"], "a directory that can be written"),
         (["--num_samples=3"], "only with --mode=sample"),
+        (["--along=flow"], "only with --mode=sample"),
+        (["--mode=sample", "--along=back"], "forward|backward|flow"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["stray"], "stray: unexpected argument"),
         (["--mode=evaluate"], "holds no checkpoint"),
