@@ -107,8 +107,8 @@ def _define(argv: list[str]) -> flags.FlagValues:
         "along",
         None,
         _ALONG,
-        "Paths of which process --mode=sample writes: forward from the source (default), backward "
-        "from the target, or the probability flow from the source, an ODE.",
+        "Paths of which process --mode=sample writes: forward from the source (default), "
+        "backward from the target, or the probability flow from the source, an ODE.",
         **module,
     )
     flags.DEFINE_string(
