@@ -102,6 +102,9 @@ METHODS = {
 }
 """The defaults of the library, but for what stands here."""
 
+FLOWS = {"cfm": _from_samples("cfm", _matching, learn_variance=False)}
+"""Methods without noise: no bridge, but an end that can be told from the target."""
+
 VARIANTS = frozenset(
     name for name in METHODS if name.endswith(("likelihood", "hybrid", "log-variance"))
 )

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import runs
-from benchmarks.bridge_methods import METHODS
+from benchmarks import bridge_methods, runs
 from benchmarks.runs import Cell, Record
+
+METHODS = bridge_methods.METHODS | bridge_methods.FLOWS
 
 
 class Pair(NamedTuple):
@@ -65,9 +66,31 @@ PAIRS: dict[str, Pair] = {
     "N-8gaussians": _in_scaling_of_sf2m(),
     "moons-8gaussians": _in_scaling_of_sf2m(source=_MOONS),
     "N-moons": _in_scaling_of_sf2m(target=_MOONS),
-    "N-scurve": _in_scaling_of_sf2m(target={"name": "s_curve"}),
+    "N-scurve": _in_scaling_of_sf2m(target={"name": "s_curve", "options.scale": 1.5}),
 }
 """The three of Tamogashev & Malkin (2026), two of curves, and the four of [SF]²M."""
+
+PUBLISHED: dict[str, tuple[float, ...]] = {
+    "ipf D2D": (0.042, 0.023, 0.022),
+    "dsb": (0.052, 0.066, 0.171, 0.411, 0.987, 0.190, 0.272),
+    "sde": (0.037, 0.025, 0.033),
+    "dsbm": (np.nan, np.nan, np.nan, 0.338, 0.838, 0.144, 0.145),
+    "sf2m": (np.nan, np.nan, np.nan, 0.275, 0.726, 0.124, 0.128),
+    "cfm": (np.nan, np.nan, np.nan, 0.303, 0.601, 0.130, 0.144),
+}
+"""W2² of the three pairs of Tamogashev & Malkin (2026, table 1: log-likelihood with a learned
+variance, DSB, SDE), then W2 of the four of Tong et al. (2024, table 2: DSB, DSBM-IMF, [SF]²M
+and OT-CFM with exact couplings)."""
+
+_COMPARED = (
+    "Gauss-ring",
+    "moons-ring",
+    "Gauss-moons",
+    "N-8gaussians",
+    "moons-8gaussians",
+    "N-moons",
+    "N-scurve",
+)
 
 FROM_DATA = [
     name
@@ -83,6 +106,7 @@ _COLUMNS = (
     "path KL (optimum)",
     "W2² ± s.e. (floor)",
     "W2 ± s.e. (floor)",
+    "published",
     "drift error",
     "steps/s",
 )
@@ -137,13 +161,13 @@ def table(records: Sequence[Record]) -> str:
         for method in FROM_DATA:
             found = [r for r in records if (r["pair"], r["method"]) == (pair, method)]
             if found:
-                rows.append(_row(method, found))
+                rows.append(_row(pair, method, found))
         if rows:
             parts += [f"## {pair}", runs.markdown(_COLUMNS, rows)]
     return "\n\n".join(parts)
 
 
-def _row(method: str, found: Sequence[Record]) -> list[str]:
+def _row(pair: str, method: str, found: Sequence[Record]) -> list[str]:
     done = [record for record in found if record.get("w2_squared") is not None]
     failed = len(found) - len(done)
 
@@ -156,9 +180,19 @@ def _row(method: str, found: Sequence[Record]) -> list[str]:
         runs.beside(median("bridge_gap"), median("bridge_gap_limit")),
         runs.beside(median("path_kl"), median("path_kl_optimal")),
         *(_w2(done, power) for power in (1.0, 0.5)),
+        _published(pair, method),
         runs.number(median("drift_error"), 4),
         runs.number(median("steps_per_second"), 0),
     ]
+
+
+def _published(pair: str, method: str) -> str:
+    """What is published of a method on a pair: W2² if that is between 512 points, else W2."""
+    values = PUBLISHED.get(method, ())
+    place = _COMPARED.index(pair) if pair in _COMPARED else len(values)
+    if place >= len(values):
+        return "-"
+    return runs.number(values[place])
 
 
 def _w2(records: Sequence[Record], power: float) -> str:
