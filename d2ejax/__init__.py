@@ -62,6 +62,7 @@ from d2ejax.references import variance_exploding as variance_exploding
 from d2ejax.references import variance_preserving as variance_preserving
 from d2ejax.rollouts import log_density as log_density
 from d2ejax.rollouts import simulate as simulate
+from d2ejax.sequential_monte_carlo import sequential_monte_carlo as sequential_monte_carlo
 from d2ejax.snapshots import Snapshots as Snapshots
 from d2ejax.snapshots import make_snapshots as make_snapshots
 from d2ejax.time_grids import TimeGrid as TimeGrid

@@ -19,6 +19,7 @@ ROOMS = {
     "light": SPINE[:5],
     "flows": SPINE[:5],
     "couplings": SPINE[:4],
+    "sequential_monte_carlo": SPINE[:5],
     # Leaves: handed in as functions, so that anybody's own can take their place.
     "networks": ("typing",),
     "graph_networks": ("typing", "networks"),
