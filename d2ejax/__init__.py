@@ -37,7 +37,10 @@ from d2ejax.algorithms.penalties import penalised as penalised
 from d2ejax.algorithms.samplers import Sampler as Sampler
 from d2ejax.algorithms.samplers import diffusion_sampler as diffusion_sampler
 from d2ejax.endpoints.base import Endpoint as Endpoint
+from d2ejax.endpoints.particle_systems import from_positions as from_positions
+from d2ejax.endpoints.particle_systems import to_positions as to_positions
 from d2ejax.endpoints.registry import make_endpoint as make_endpoint
+from d2ejax.equivariant_networks import equivariant_network as equivariant_network
 from d2ejax.flows import probability_flow as probability_flow
 from d2ejax.graph_networks import edge_strengths as edge_strengths
 from d2ejax.graph_networks import graph_network as graph_network

@@ -25,6 +25,8 @@ ROOMS = {
     "graph_networks": ("typing", "networks"),
     "circuits": (),
     "endpoints": ("typing",),
+    # Of endpoints, the coordinates of particles without their centre of mass.
+    "equivariant_networks": ("typing", "networks", "endpoints.particle_systems"),
     "losses": ("typing",),
     "exploration": ("typing",),
     "plotting": (),

@@ -328,3 +328,71 @@ def cross(*, std: float = 0.1) -> Endpoint:
     means = [(0.0, 0.0), (0.6, 0.36), (0.6, -0.36), (-0.6, 0.36), (-0.6, -0.36)]
     endpoint = gaussian_mixture(means, stds=options.positive("std", std))
     return endpoint._replace(name="cross")
+
+
+def grid_mixture(
+    *, side: int = 5, dim: int = 2, spacing: float = 5.0, std: float = math.sqrt(0.3)
+) -> Endpoint:
+    """Equal Gaussians on a square grid about the origin, in the first two coordinates.
+
+    The 25 and the 9 (`side=3`) Gaussians that diffusion samplers are compared on (Zhang & Chen
+    2022, arXiv:2111.15141; Sendera et al. 2024, arXiv:2402.05098); the other coordinates are
+    independent of them, N(0, std²).
+
+    Args:
+        side: Gaussians along one side.
+        dim: Number of coordinates; at least 2.
+        spacing: Distance of neighbours.
+        std: Standard deviation of each.
+
+    Returns:
+        Endpoint with samples and normalised log-density.
+
+    Raises:
+        ValueError: If an option is out of its range.
+    """
+    side = options.integer("side", side, minimum=1)
+    dim = options.integer("dim", dim, minimum=2)
+    ticks = options.positive("spacing", spacing) * (np.arange(side) - 0.5 * (side - 1))
+    means = np.zeros((side**2, dim))
+    means[:, 0], means[:, 1] = np.repeat(ticks, side), np.tile(ticks, side)
+    endpoint = gaussian_mixture(means, stds=options.positive("std", std))
+    return endpoint._replace(name="grid_mixture")
+
+
+def random_mixture(
+    *,
+    dim: int = 2,
+    num_modes: int = 40,
+    half_width: float = 40.0,
+    std: float = math.log1p(math.e),
+    seed: int = 0,
+) -> Endpoint:
+    """Equal Gaussians about centres drawn once, uniformly in [-half_width, half_width]^dim.
+
+    The recipe of the 40 Gaussians of FAB (Midgley et al. 2023, arXiv:2208.01893), whose
+    deviation is the softplus of one; the centres are a draw of our own.
+
+    Args:
+        dim: Number of coordinates.
+        num_modes: Number of Gaussians.
+        half_width: Half the side of the cube that the centres lie in.
+        std: Standard deviation of each.
+        seed: Of the centres, which depend on nothing else.
+
+    Returns:
+        Endpoint with samples and normalised log-density.
+
+    Raises:
+        ValueError: If an option is out of its range.
+    """
+    shape = tuple(
+        options.integer(name, value, minimum=1)
+        for name, value in (("num_modes", num_modes), ("dim", dim))
+    )
+    half_width = options.positive("half_width", half_width)
+    # The stream of `RandomState` is frozen: the same target with every version of NumPy.
+    stream = np.random.RandomState(options.integer("seed", seed, minimum=0))
+    means = stream.uniform(-half_width, half_width, shape)
+    endpoint = gaussian_mixture(means, stds=options.positive("std", std))
+    return endpoint._replace(name="random_mixture")

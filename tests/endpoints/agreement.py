@@ -73,3 +73,39 @@ def assert_gradient_sound(endpoint, key, *, std):
 
     assert np.isfinite(value[100:]).all() and np.isfinite(gradient[100:]).all()
     assert ((gradient[100:] * away).sum(axis=-1) < 0.0).all()
+
+
+def assert_stein_identities(endpoint, key, *, scale=None, n=20_000):
+    """E[g(x_i) ∂_j log p + δ_ij g'(x_i)] = 0 in any dimension, and E[∇log p] = 0.
+
+    They hold only if p is the density of the samples. g is the identity, or tanh(x / scale)
+    where the tails have no moments.
+    """
+    x = endpoint.sample(key, n)
+    assert x.shape == (n, endpoint.dim) and x.dtype == jnp.float32
+    score = np.asarray(jax.jit(jax.vmap(jax.grad(endpoint.log_density)))(x), np.float64)
+    assert_mean_in_errors(score, np.zeros(endpoint.dim))
+    draws = np.asarray(x, np.float64)
+    values, slopes = draws, np.ones_like(draws)
+    if scale is not None:
+        values = np.tanh(draws / scale)
+        slopes = (1.0 - values**2) / scale
+    products = values[:, :, None] * score[:, None, :]
+    products[:, range(endpoint.dim), range(endpoint.dim)] += slopes
+    # Of dim² means the largest is farther out than any one of them.
+    assert_mean_in_errors(products.reshape(n, -1), 0.0, errors=5.0)
+
+
+def assert_sound(endpoint, points, *, key):
+    """Dtypes, jit and vmap, and a finite inward gradient far away, in any dimension."""
+    low, high = endpoint.extent
+    away = 100.0 * (high - low) * jax.random.normal(key, (3, endpoint.dim))
+    batch = jnp.concatenate([points, 0.5 * (low + high) + away])
+    value, gradient = jax.jit(jax.vmap(jax.value_and_grad(endpoint.log_density)))(batch)
+    assert value.shape == (len(batch),) and gradient.shape == batch.shape
+    assert value.dtype == jnp.float32 == gradient.dtype
+    single = endpoint.log_density(points[0])
+    assert single.shape == ()
+    np.testing.assert_allclose(single, value[0], rtol=1e-5, atol=1e-5)
+    assert np.isfinite(value).all() and np.isfinite(gradient).all()
+    assert ((gradient[-3:] * away).sum(axis=-1) < 0.0).all()

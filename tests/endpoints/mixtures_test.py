@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from d2ejax.endpoints import cross, eight_gaussians, gaussian, gaussian_mixture, ring
+from d2ejax.endpoints import (
+    cross,
+    eight_gaussians,
+    gaussian,
+    gaussian_mixture,
+    grid_mixture,
+    random_mixture,
+    ring,
+)
 from tests.endpoints.agreement import (
     assert_gradient_sound,
     assert_mean_in_errors,
@@ -115,6 +123,34 @@ def test_named_mixtures_have_the_published_geometry():
     expected = {(0.0, 0.0), (0.6, 0.36), (0.6, -0.36), (-0.6, 0.36), (-0.6, -0.36)}
     assert {tuple(np.round(mode.astype(float), 6)) for mode in five} == expected
     assert [e.name for e in (ring(), wide, cross())] == ["ring", "eight_gaussians", "cross"]
+
+
+def test_grids_are_the_published_ones():
+    for side, ticks in ((5, {-10.0, -5.0, 0.0, 5.0, 10.0}), (3, {-5.0, 0.0, 5.0})):
+        modes = grid_mixture(side=side).modes
+        assert {tuple(mode) for mode in modes.tolist()} == {
+            (a, b) for a in ticks for b in ticks
+        }
+    # At a mode the others are out of reach: density 1/25 · 1/(2π · 0.3).
+    density = np.exp(grid_mixture().log_density(jnp.asarray([-5.0, 10.0])))
+    np.testing.assert_allclose(density, 0.04 / (0.6 * np.pi), rtol=1e-4)
+    lifted = grid_mixture(dim=50)
+    assert lifted.modes.shape == (25, 50) and np.all(lifted.modes[:, 2:] == 0.0)
+    assert lifted.name == "grid_mixture"
+
+
+def test_random_centres_depend_on_the_seed_alone():
+    endpoint = random_mixture()
+    assert endpoint.modes.shape == (40, 2) and random_mixture(dim=50).modes.shape == (40, 50)
+    # Of the frozen stream of seed 0: these are the target, whatever is installed.
+    expected = [[3.905080, 17.215149], [8.221070, 3.590655]]
+    np.testing.assert_allclose(endpoint.modes[:2], expected, atol=1e-5)
+    assert 30.0 < np.abs(endpoint.modes).max() < 40.0
+    assert np.abs(random_mixture(seed=1).modes - endpoint.modes).min() > 1e-3
+    # The deviation is the softplus of one: log(1 + e) = 1.3133.
+    narrow = random_mixture(num_modes=1)
+    value = narrow.log_density(jnp.asarray(narrow.modes[0]))
+    np.testing.assert_allclose(value, -np.log(2.0 * np.pi * 1.3132617**2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("stds", [[(0.1, 0.2)], [(0.1, 0.2), (0.1, 0.0)], [0.1, 0.2, 0.3]])
