@@ -17,7 +17,12 @@ from d2ejax import references as references
 from d2ejax import rollouts as rollouts
 from d2ejax import snapshots as snapshots
 from d2ejax import time_grids as time_grids
+from d2ejax.algorithms.adjoint import AdjointStages as AdjointStages
+from d2ejax.algorithms.adjoint import adjoint_sampler as adjoint_sampler
+from d2ejax.algorithms.adjoint_objective import AdjointSampler as AdjointSampler
 from d2ejax.algorithms.base import Algorithm as Algorithm
+from d2ejax.algorithms.enot import Enot as Enot
+from d2ejax.algorithms.enot import enot as enot
 from d2ejax.algorithms.fine_tuning import FineTuning as FineTuning
 from d2ejax.algorithms.fine_tuning import fine_tuning as fine_tuning
 from d2ejax.algorithms.half_steps import HalfStep as HalfStep

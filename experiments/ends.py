@@ -4,6 +4,9 @@ import functools
 import json
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from d2ejax import pairs, references
@@ -13,6 +16,7 @@ from d2ejax.endpoints.base import Endpoint
 from d2ejax.exact.base import ExactBridge
 from d2ejax.references import Reference
 from d2ejax.snapshots import Snapshots
+from d2ejax.typing import Array, Key
 
 
 class Ends(NamedTuple):
@@ -37,13 +41,44 @@ def build_ends(config: ConfigDict) -> Ends:
         found = build_snapshots(config)
         return Ends(found.marginals[0], found.marginals[-1], snapshots=found)
     if config.pair.name == "none":
-        return Ends(build_end(config.source), build_end(config.target))
+        source, target = build_end(config.source), build_end(config.target)
+        if config.evaluate.reference:
+            target = with_reference(target, config.evaluate.reference)
+        return Ends(source, target)
     return build_pair(config)
 
 
 def build_end(section: ConfigDict) -> Endpoint:
     """The endpoint of the section `source` or `target`."""
     return registry.make_endpoint(section.name, **section.options.to_dict())
+
+
+def with_reference(target: Endpoint, file: str) -> Endpoint:
+    """A target that is sampled, for metrics alone, from draws of long chains.
+
+    Args:
+        target: What is known of it.
+        file: Written by `benchmarks.reference_chains`.
+
+    Raises:
+        ValueError: If the file cannot be read or is of another dimension.
+    """
+    try:
+        with np.load(file) as arrays:
+            draws, log_z = np.asarray(arrays["samples"], np.float32), float(arrays["log_z"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"evaluate.reference = {file!r}: {error}") from error
+    draws = draws.reshape(-1, draws.shape[-1])
+    if draws.shape[1] != target.dim:
+        raise ValueError(
+            f"evaluate.reference = {file!r}: has dimension {draws.shape[1]}: must be "
+            f"{target.dim}, that of the target"
+        )
+
+    def sample(key: Key, n: int) -> Array:
+        return jnp.asarray(draws)[jax.random.randint(key, (n,), 0, len(draws))]
+
+    return target._replace(sample=sample, log_z=log_z if target.log_z is None else target.log_z)
 
 
 def build_snapshots(config: ConfigDict) -> Snapshots:

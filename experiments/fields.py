@@ -2,9 +2,19 @@
 
 from typing import TYPE_CHECKING
 
-from experiments.rules import Rule, boolean, choice, integer, mapping, number, text
+from experiments.rules import (
+    Rule,
+    boolean,
+    choice,
+    file_name,
+    integer,
+    mapping,
+    number,
+    text,
+)
 
 if TYPE_CHECKING:  # At run time it would bring in jax, which refusing a config can do without.
+    from d2ejax.algorithms.adjoint_objective import Corrector
     from d2ejax.algorithms.half_steps import Loss
 
 ANCHORED_LOSSES = ("semi_discrete", "hybrid")
@@ -29,15 +39,24 @@ FLOWS = ("sf2m", "cfm")
 GRAPHS_OF_METHOD = {"sf2m": ("forward", "current"), "cfm": ("current",), "eot": ("forward",)}
 """Methods of which a drift may have a graph, and which."""
 
-FROM_ENERGY = ("sampler",)
+CORRECTORS_OF_METHOD: dict[str, tuple["Corrector", ...]] = {
+    "asbs": ("learned", "semi_discrete"),
+    "adjoint_sampling": ("reference", "none"),
+    "bms": ("independent",),
+}
+"""Adjoint methods, and what their corrector may be, first what "auto" is."""
+
+FROM_ENERGY = ("sampler", *CORRECTORS_OF_METHOD)
 """Methods that are not IPF and need the energy of the target."""
 
-WITHOUT_HALF_STEPS = (*COUPLING_OF_METHOD, "lightsb", *FROM_ENERGY)
+WITHOUT_HALF_STEPS = (*COUPLING_OF_METHOD, "lightsb", "enot", *FROM_ENERGY)
 """Methods that are not IPF."""
 
 FIELDS: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
-    "method": choice("ipf", *LOSS_OF_METHOD, *COUPLING_OF_METHOD, "lightsb", *FROM_ENERGY),
+    "method": choice(
+        "ipf", *LOSS_OF_METHOD, *COUPLING_OF_METHOD, "lightsb", "enot", *FROM_ENERGY
+    ),
     "source.name": text(),
     "source.access": choice("samples", "energy"),
     "source.options": mapping(),
@@ -74,6 +93,7 @@ FIELDS: dict[str, Rule] = {
     "network.prediction": choice("drift", "endpoint"),
     "network.energy_feature": boolean(),
     "network.affine": boolean(),
+    "network.equivariant": boolean(),
     "network.score_clip": number(above=0),
     "network.dtype": choice("float32", "bfloat16"),
     "network.steps_at_once": integer(0),
@@ -113,12 +133,29 @@ FIELDS: dict[str, Rule] = {
     "matching.num_times": integer(1),
     "matching.score_weight": number(above=0),
     "matching.path_std": number(at_least=0),
+    "enot.num_steps": integer(1),
+    "enot.backward_steps": integer(1),
+    "enot.inner_steps": integer(1),
     "sampler.num_steps": integer(1),
     "sampler.loss": choice(
         "log_variance", "trajectory_balance", "subtrajectory_balance", "path_kl"
     ),
     "sampler.decay": number(above=0, at_most=1),
     "sampler.tracked_steps": integer(0),
+    "adjoint.iterations": integer(1),
+    "adjoint.forward_steps": integer(1),
+    "adjoint.corrector_steps": integer(1),
+    "adjoint.backward_steps": integer(1),
+    "adjoint.corrector": choice(
+        "auto", *(name for names in CORRECTORS_OF_METHOD.values() for name in names)
+    ),
+    "adjoint.rollout_every": integer(1),
+    "adjoint.rollout_size": integer(1),
+    "adjoint.replay_size": integer(1),
+    "adjoint.num_anchors": integer(1),
+    "adjoint.max_gradient": number(above=0),
+    "adjoint.curvature": number(at_least=0),
+    "adjoint.damping": number(at_least=0),
     "optimiser.name": choice("adamw", "muon"),
     "optimiser.learning_rate": number(above=0),
     "optimiser.backward_ratio": number(above=0),
@@ -151,5 +188,6 @@ FIELDS: dict[str, Rule] = {
     "evaluate.num_samples": integer(2),
     "evaluate.num_paths": integer(2),
     "evaluate.flow": boolean(),
+    "evaluate.reference": file_name(),
     "evaluate.plots": boolean(),
 }

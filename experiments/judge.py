@@ -280,15 +280,21 @@ def bridge_metrics(paths: Paths, bridge: ExactBridge | None) -> dict[str, Estima
     return {"path_kl": metrics.path_kl(paths.step_kls), "bridge_gap": gap}
 
 
-def evidence_metrics(experiment: Experiment, forward: Paths, backward: Paths) -> dict[str, Any]:
-    """Bounds and estimates of the target's log Z, and the effective sample size."""
-    weights, upper = log_weights(experiment, forward), log_weights(experiment, backward)
-    if weights is None or upper is None:
+def evidence_metrics(
+    experiment: Experiment, forward: Paths, backward: Paths | None
+) -> dict[str, Any]:
+    """Bounds and estimates of the target's log Z, and the effective sample size.
+
+    The upper bound needs paths of the backward process, and so samples of the target.
+    """
+    weights = log_weights(experiment, forward)
+    if weights is None:
         return {}
+    upper = None if backward is None else log_weights(experiment, backward)
     true, importance = experiment.target.log_z, metrics.log_z_importance(weights)
     return {
         "log_z_lower": metrics.log_z_lower(weights),
-        "log_z_upper": metrics.log_z_upper(upper),
+        "log_z_upper": None if upper is None else metrics.log_z_upper(upper),
         "log_z_importance": importance,
         "log_z_true": true,
         "log_z_error": None if true is None else abs(importance.value - true),
@@ -301,7 +307,9 @@ def sample_metrics(
 ) -> dict[str, Any]:
     """Distances of the end of the forward process from true samples of the target."""
     ends = forward.paths[:, -1]
-    target = experiment.target
+    target, transport = experiment.target, metrics.transport_cost(forward.paths[:, 0], ends)
+    if target.sample is None:
+        return {"transport_cost": transport}
     true_key, floor_key, direction_key = jax.random.split(key, 3)
     true = _true_ends(experiment, true_key, num_samples)
     num_floors = 1 if num_samples >= _MANY_SAMPLES else _FLOOR_PAIRS
@@ -315,7 +323,7 @@ def sample_metrics(
         ),
         "sliced_w2_squared": metrics.sliced_w2_squared(direction_key, ends[:num_samples], true),
         "mmd_squared": metrics.mmd_squared(ends[:num_samples], true),
-        "transport_cost": metrics.transport_cost(forward.paths[:, 0], ends),
+        "transport_cost": transport,
     }
     if target.log_density is not None:
         energies = (-host_log_density(target)(x) for x in (ends[:num_samples], true))

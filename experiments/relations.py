@@ -84,23 +84,23 @@ def _loss_relation(field: str, pinned: str) -> Relation:
     )
 
 
-def _sampled_relation(end: str) -> Relation:
-    """All methods but IPF itself, and those from an energy, need samples of both ends."""
-    return Relation(
-        f"{end}.access",
-        lambda c: c.method in ("ipf", *fields.FROM_ENERGY) or c[end].access == "samples",
-        lambda c: f"'samples' with method = {c.method!r}",
-    )
+_STEPS_OF_METHOD = {
+    "lightsb": ("light", "backward_steps"),
+    "sampler": ("sampler", "num_steps"),
+    "enot": ("enot", "num_steps", "backward_steps"),
+    **dict.fromkeys(fields.COUPLING_OF_METHOD, ("matching", "num_steps")),
+    **dict.fromkeys(
+        fields.CORRECTORS_OF_METHOD, ("adjoint", "forward_steps", "backward_steps")
+    ),
+}
+"""The section of a method that is not IPF, and its gradient steps of one process each."""
 
 
 def _fewest_steps(config: ConfigDict) -> int:
-    if config.method == "lightsb":
-        return config.light.backward_steps
-    if config.method in fields.COUPLING_OF_METHOD:
-        return config.matching.num_steps
-    if config.method == "sampler":
-        return config.sampler.num_steps
-    return config.ipf.iterations * min(config.ipf.forward_steps, config.ipf.backward_steps)
+    if config.method not in _STEPS_OF_METHOD:
+        return config.ipf.iterations * min(config.ipf.forward_steps, config.ipf.backward_steps)
+    section, *names = _STEPS_OF_METHOD[config.method]
+    return min(config[section][name] for name in names)
 
 
 _WITH_ENDS = ("pair", "snapshots")
@@ -162,16 +162,17 @@ def _of_light_start(field: str, allowed: str | bool, reason: str) -> Relation:
     shown = repr(allowed) if isinstance(allowed, str) else str(allowed).lower()
     return Relation(
         field,
-        lambda c: (
-            c.ipf.start_from == "reference"
-            or c.method in fields.WITHOUT_HALF_STEPS
-            or c[section][name] == allowed
-        ),
+        lambda c: c.ipf.start_from == "reference" or c[section][name] == allowed,
         lambda c: f"{shown} with ipf.start_from = 'lightsb', {reason}",
     )
 
 
 RELATIONS_OF_START: tuple[Relation, ...] = (
+    Relation(
+        "ipf.start_from",
+        lambda c: c.ipf.start_from == "reference" or c.method not in fields.WITHOUT_HALF_STEPS,
+        lambda c: f"'reference' with method = {c.method!r}, which has no half-steps",
+    ),
     _of_light_start("source.access", "samples", "fitted to samples of both ends"),
     _of_light_start("target.access", "samples", "fitted to samples of both ends"),
     _of_light_start(
@@ -238,91 +239,7 @@ RELATIONS_OF_SAMPLES: tuple[Relation, ...] = (
 )
 """Conditions of half-steps between sampled ends."""
 
-RELATIONS_OF_MATCHING: tuple[Relation, ...] = (
-    Relation(
-        "learn_variance",
-        lambda c: not c.learn_variance or c.method not in fields.FLOWS,
-        lambda c: (
-            f"false with method = {c.method!r}: a flow and a score give drifts alone, and are "
-            "those of a fixed diffusion coefficient"
-        ),
-    ),
-    Relation(
-        "network.prediction",
-        lambda c: c.network.prediction == "drift" or c.method not in fields.FLOWS,
-        lambda c: f"'drift' with method = {c.method!r}: its networks are velocities",
-    ),
-    Relation(
-        "network.steps_at_once",
-        lambda c: not c.network.steps_at_once or c.method not in fields.FLOWS,
-        lambda c: f"0 with method = {c.method!r}, which scores no paths",
-    ),
-    Relation(
-        "optimiser.backward_ratio",
-        lambda c: c.optimiser.backward_ratio == 1 or c.method not in fields.COUPLING_OF_METHOD,
-        lambda c: f"1 with method = {c.method!r}, which trains both directions in one step",
-    ),
-    Relation(
-        "reference.discretisation",
-        lambda c: c.reference.discretisation == "exact" or c.method != "lightsb",
-        lambda c: "'exact' with method = 'lightsb', whose steps are those of the bridge itself",
-    ),
-)
-"""Conditions of methods that match coupled minibatches."""
-
-RELATIONS_OF_SNAPSHOTS: tuple[Relation, ...] = (
-    Relation(
-        "method",
-        lambda c: c.snapshots.name == "none" or c.method in fields.COUPLING_OF_METHOD,
-        lambda c: (
-            f"one of {tuple(fields.COUPLING_OF_METHOD)} with snapshots.name = "
-            f"{c.snapshots.name!r}: what it joins are two ends"
-        ),
-    ),
-    Relation(
-        "variance.family",
-        lambda c: (
-            c.snapshots.name == "none" or not c.learn_variance or c.variance.family != "bridge"
-        ),
-        lambda c: (
-            f"'bounded' with snapshots.name = {c.snapshots.name!r}: what pinning the far end "
-            "leaves open is of two ends, and a bound on no step before"
-        ),
-    ),
-    Relation(
-        "network.prediction",
-        lambda c: c.snapshots.name == "none" or c.network.prediction == "drift",
-        lambda c: (
-            f"'drift' with snapshots.name = {c.snapshots.name!r}: not every path runs to the "
-            "target first"
-        ),
-    ),
-)
-"""Conditions of what is observed at more times than two."""
-
-RELATIONS_OF_GRAPHS: tuple[Relation, ...] = (
-    Relation(
-        "graph.of",
-        lambda c: c.graph.of in ("none", *fields.GRAPHS_OF_METHOD.get(c.method, ())),
-        lambda c: (
-            f"one of {('none', *fields.GRAPHS_OF_METHOD.get(c.method, ()))} with method = "
-            f"{c.method!r}"
-        ),
-    ),
-    Relation(
-        "learn_variance",
-        lambda c: c.graph.of == "none" or not c.learn_variance,
-        lambda c: f"false with graph.of = {c.graph.of!r}: a graph is one of drifts",
-    ),
-)
-"""Conditions of drifts with a graph."""
-
 RELATIONS: tuple[Relation, ...] = (
-    _sampled_relation("source"),
-    _sampled_relation("target"),
-    *RELATIONS_OF_SNAPSHOTS,
-    *RELATIONS_OF_MATCHING,
-    *RELATIONS_OF_GRAPHS,
     _loss_relation("forward_loss", pinned="target"),
     _loss_relation("backward_loss", pinned="source"),
     *RELATIONS_OF_START,

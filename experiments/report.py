@@ -37,7 +37,9 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 7)
     experiment, bridge, settings = judged.experiment, judged.bridge, config.evaluate
     forward = judged.forward(state, keys[0], max(settings.num_paths, settings.num_samples))
-    backward = judged.backward(state, keys[1], settings.num_paths)
+    backward = None
+    if experiment.target.sample is not None:
+        backward = judged.backward(state, keys[1], settings.num_paths)
     # Without noise paths have no densities, and null stands for all that is made of these.
     noisy = experiment.has_noise
     found: dict[str, Any] = {
@@ -51,7 +53,7 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
             experiment, state, forward, keys[3], settings.num_samples
         )
         found |= graphs.graph_metrics(experiment, state, keys[5])
-    if settings.flow:
+    if settings.flow and experiment.target.sample is not None:
         found |= judge.flow_metrics(judged, state, forward, keys[2], settings.num_samples)
     if bridge is not None:
         found["path_kl_optimal"] = bridge.path_kl

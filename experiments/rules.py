@@ -81,6 +81,11 @@ def text() -> Rule:
     return Rule("a name in quotes", lambda v: isinstance(v, str) and bool(v), str)
 
 
+def file_name() -> Rule:
+    """The name of a file, or nothing."""
+    return Rule("the name of a file, or empty", lambda v: isinstance(v, str), str)
+
+
 def mapping() -> Rule:
     """Keyword options, checked by the function that they are handed to."""
     return Rule("a ConfigDict", lambda value: isinstance(value, ConfigDict), ConfigDict)

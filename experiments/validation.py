@@ -5,7 +5,7 @@ Three tables say it all, and are checked in this order:
 - `fields.FIELDS`: one rule per key, of its value alone;
 - `relations.RELATIONS_OF_ENDS`: conditions between the keys that name the ends;
 - the endpoints, which are built to learn their dimension and what they offer;
-- `relations.RELATIONS` and `relations_of_methods.RELATIONS_OF_METHODS`: conditions between
+- `relations_of_methods.RELATIONS_OF_METHODS` and `relations.RELATIONS`: conditions between
   keys.
 
 To add a key: its default goes to `configs/base.py`, its rule to `fields.FIELDS`.
@@ -36,8 +36,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     checked = check_fields(config)
     check_relations(checked, RELATIONS_OF_ENDS)
     check_endpoints(checked)
-    check_relations(checked, RELATIONS)
     check_relations(checked, RELATIONS_OF_METHODS)
+    check_relations(checked, RELATIONS)
     return checked
 
 
@@ -96,6 +96,11 @@ def check_endpoints(config: ConfigDict) -> None:
             _buildable(config, end, functools.partial(ends.build_end, config[end]))
             for end in ("source", "target")
         )
+        if config.evaluate.reference:
+            try:
+                ends.with_reference(target, config.evaluate.reference)
+            except ValueError as error:
+                raise InputError(one_line(error)) from error
     else:
         source, target, *_ = _buildable(
             config, "pair", functools.partial(ends.build_pair, config)
@@ -106,10 +111,21 @@ def check_endpoints(config: ConfigDict) -> None:
         except ValueError as error:
             # Its message begins with "access = ...".
             raise InputError(f"{end}.{one_line(error)}") from error
+    check_network(config, target)
     if source.dim != target.dim:
         raise InputError(
             f"target.name = {config.target.name!r}: has dimension {target.dim}: must be "
             f"{source.dim}, the dimension of the source {config.source.name!r}"
+        )
+
+
+def check_network(config: ConfigDict, target: Any) -> None:
+    """What the target asks of the network."""
+    if config.network.equivariant and target.particles is None:
+        raise refusal(
+            "network.equivariant",
+            True,
+            f"false with target.name = {config.target.name!r}, which is no system of particles",
         )
 
 

@@ -9,7 +9,14 @@ import optax
 from ml_collections import ConfigDict
 from optax import contrib
 
-from d2ejax import graph_networks, kernels, networks, parallel, time_grids
+from d2ejax import (
+    equivariant_networks,
+    graph_networks,
+    kernels,
+    networks,
+    parallel,
+    time_grids,
+)
 from d2ejax.algorithms import gathered
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.endpoints.base import Endpoint
@@ -146,7 +153,19 @@ def build_side(config: ConfigDict, room: Room, *, backward: bool) -> Side:
 
 def build_network(config: ConfigDict, room: Room, goal: Endpoint) -> networks.NetworkPair:
     """The network of a drift; it sees the energy of its goal, where there is one."""
-    given = config.network
+    given, particles = config.network, room.ends[1].particles
+    if given.equivariant and particles is not None:
+        return equivariant_networks.equivariant_network(
+            *particles,
+            config.grid.t_max,
+            width=given.width,
+            depth=given.depth,
+            num_frequencies=given.num_frequencies,
+            drift_scale=_drift_scale(config, room),
+            log_density=goal.log_density if given.energy_feature else None,
+            score_clip=given.score_clip,
+            affine=given.affine,
+        )
     return networks.drift_network(
         goal.dim,
         config.grid.t_max,

@@ -1,6 +1,6 @@
 """Bridges of the reference between coupled ends, and processes fitted to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +72,23 @@ def joined_bridge_loss(
     kernels = rollouts.step_kernels(process, params, jnp.concatenate(given, axis=1))
     target = jnp.concatenate(means, axis=1), jnp.concatenate(variances)
     return losses.bridge_matching_loss(*kernels, *target)
+
+
+def ends_objective(
+    key: Key, process: Process, law: Reference, grid: TimeGrid, x_0: Array, x_1: Array
+) -> Callable[[Params], tuple[Array, dict[str, Array]]]:
+    """The objective of fitting a process to bridges between ends of another one.
+
+    Args:
+        key: A typed key.
+        process: What is fitted.
+        law: The reference in continuous time.
+        grid: The time grid.
+        x_0: Starts, `(n, dim)`.
+        x_1: Ends, `(n, dim)`.
+
+    Returns:
+        Maps parameters to `bridge_loss`, and no metrics.
+    """
+    paths = pinned_paths(key, law, x_0, x_1, grid)
+    return lambda params: (bridge_loss(process, params, paths, law, grid), {})

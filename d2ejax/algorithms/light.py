@@ -25,7 +25,7 @@ from d2ejax.algorithms.base import (
     gradient_step,
     init_model,
 )
-from d2ejax.algorithms.bridges import bridge_loss, pinned_paths
+from d2ejax.algorithms.bridges import ends_objective
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.kernels import BASE, Process
@@ -267,9 +267,4 @@ def _on_paths(
     starts = sampler(start_key, size)
     end_keys = jax.random.split(end_key, size)
     ends = jax.vmap(potential.sample_end, (0, None, 0))(end_keys, params, starts)
-    paths = pinned_paths(bridge_key, potential.reference, starts, ends, grid)
-
-    def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-        return bridge_loss(backward, params, paths, potential.reference, grid), {}
-
-    return loss
+    return ends_objective(bridge_key, backward, potential.reference, grid, starts, ends)

@@ -167,6 +167,34 @@ def semi_discrete(
     )
 
 
+def potential_gradient(
+    anchors: Anchors, potentials: Array, law: Reference, grid: TimeGrid, goal: Array
+) -> tuple[Array, Array]:
+    """∇log φ_T at one goal of a forward half-step, in closed form against a minibatch.
+
+    The scores of the transitions from the anchors, averaged with their weights; see
+    `d2ejax.losses.semi_discrete`.
+
+    Args:
+        anchors: Samples of the source, weighted or not.
+        potentials: Their potentials c, `(num_anchors,)`.
+        law: The reference in continuous time.
+        grid: The time grid.
+        goal: Where, shape `(dim,)`.
+
+    Returns:
+        The gradient, `(dim,)`, and the effective number of anchors behind it.
+    """
+    start, end = grid.times[0], grid.times[-1]
+    log_transitions = _log_transitions(law, grid, anchors.positions, goal, backward=False)
+    log_weights = losses.anchor_log_weights(log_transitions, potentials, anchors.log_importance)
+    mean = jnp.matmul(
+        jax.nn.softmax(log_weights), anchors.positions, precision=jax.lax.Precision.HIGHEST
+    )
+    gradient = (law.scale(start, end) * mean - goal) / law.variance(start, end)
+    return gradient, losses.effective_anchors(log_weights)
+
+
 def _log_transitions(
     law: Reference, grid: TimeGrid, anchors: Array, goal: Array, backward: bool
 ) -> Array:

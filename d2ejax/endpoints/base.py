@@ -27,6 +27,8 @@ class Endpoint(NamedTuple):
         modes: Centres of the modes `(num_modes, dim)`, for mode coverage.
         mode_weights: Mass of each mode `(num_modes,)`.
         moments: Mean `(dim,)` and covariance `(dim, dim)` in float64; set only for a Gaussian.
+        particles: Their number and the dimension of their space, where points are coordinates
+            of a system of particles without its centre of mass; see `to_positions`.
         extent: (low, high) of a square `[low, high]^dim` that holds all but about 1e-6 of the
             mass; grids and plots cover it.
     """
@@ -39,6 +41,7 @@ class Endpoint(NamedTuple):
     modes: np.ndarray | None = None
     mode_weights: np.ndarray | None = None
     moments: tuple[np.ndarray, np.ndarray] | None = None
+    particles: tuple[int, int] | None = None
     extent: tuple[float, float] = (-3.0, 3.0)
 
 
@@ -53,7 +56,8 @@ def restrict(endpoint: Endpoint, access: str) -> Endpoint:
         access: "samples" keeps `sample`; "energy" keeps `log_density` and `log_z`.
 
     Returns:
-        An endpoint in which everything else but the name, `dim` and `extent` is None.
+        An endpoint in which everything else but the name, `dim`, `particles` and `extent` is
+        None.
 
     Raises:
         ValueError: If `access` is unknown, or is not offered by the endpoint.

@@ -128,6 +128,7 @@ def double_well_particles(
         name="double_well_particles",
         dim=(num_particles - 1) * space_dim,
         log_density=log_density,
+        particles=(num_particles, space_dim),
         extent=(-reach, reach),
     )
 
@@ -190,6 +191,7 @@ def lennard_jones(
         name="lennard_jones",
         dim=3 * (num_particles - 1),
         log_density=log_density,
+        particles=(num_particles, 3),
         extent=(-reach, reach),
     )
 

@@ -29,8 +29,11 @@ def get_config() -> ConfigDict:
         # dsb | sde | dsbm: ipf with mean_matching, sde_likelihood, bridge_matching for "auto"
         # sf2m | cfm | eot: coupled minibatches and a regression, see matching
         # lightsb: a potential in closed form, see light
+        # enot: a process against a discriminator, see enot
         # from a Gaussian to an energy
         # sampler: a diffusion sampler against the reversal of its reference, see sampler
+        # from samples to an energy
+        # asbs | adjoint_sampling | bms: regressions on adjoints of paths' ends, see adjoint
         method="ipf",
         source=_endpoint(name="two_moons", access="samples"),  # p_0, the end at time 0
         target=_endpoint(name="ring", access="energy"),  # p_1, the end at time grid.t_max
@@ -81,6 +84,8 @@ def get_config() -> ConfigDict:
         light=_light(),
         matching=_matching(),
         sampler=_sampler(),
+        enot=_enot(),
+        adjoint=_adjoint(),
         optimiser=_optimiser(),
         exploration=_exploration(),
         parallel=_section(
@@ -101,6 +106,9 @@ def get_config() -> ConfigDict:
             # W2² of the ends of the probability flow as well: ten seconds more, and for what is
             # trained on the times of the grid alone, an approximation
             flow=False,
+            # .npz file of benchmarks.reference_chains: draws and log Z by which a target that has
+            # no samples of its own is judged; training never sees them
+            reference="",
             plots=True,  # draw them; False for runs of which only the numbers matter
         ),
     )
@@ -154,6 +162,9 @@ def _network() -> ConfigDict:
         # add a(t) x + b(t) to the drift, which normalised layers can hardly say in many
         # dimensions - between Gaussians in 50 of them the gap is .004 with it, 2.6 without
         affine=False,
+        # an E(n)-equivariant network, for a target that is a system of particles; it has no
+        # layer_norm and no dtype
+        equivariant=False,
         # float32 | bfloat16: of the hidden layers but for the first; parameters and outputs
         # stay float32 - bfloat16 is for accelerators
         dtype="float32",
@@ -271,6 +282,14 @@ def _matching() -> ConfigDict:
     )
 
 
+def _enot() -> ConfigDict:
+    return _section(
+        num_steps=5000,  # gradient steps of the process and the potential together
+        backward_steps=1000,  # of the backward process, which is fitted to the finished one
+        inner_steps=10,  # of the process, for one of the potential
+    )
+
+
 def _sampler() -> ConfigDict:
     return _section(
         num_steps=6000,  # gradient steps
@@ -280,6 +299,32 @@ def _sampler() -> ConfigDict:
         loss="log_variance",
         decay=0.9,  # of the weight of a piece with its length, per step: subtrajectory_balance
         tracked_steps=0,  # last steps that path_kl is differentiated through; 0: all of them
+    )
+
+
+def _adjoint() -> ConfigDict:
+    return _section(
+        iterations=25,  # pairs of stages, or one stage each where no corrector is learned
+        forward_steps=200,  # gradient steps of each stage of the forward process
+        # gradient steps of each stage of the corrector, where it is learned
+        corrector_steps=100,
+        backward_steps=1000,  # gradient steps of the backward process, at the end
+        # auto | learned | semi_discrete: of asbs - auto takes learned, a network for the score
+        # of the source's potential at the end; semi_discrete has it in closed form
+        # auto | reference | none: of adjoint_sampling - auto takes reference, the score of the
+        # reference's law at the end, right from a fixed start; none is plain control
+        corrector="auto",
+        rollout_every=20,  # gradient steps after which paths are simulated for the replay
+        rollout_size=512,  # how many
+        replay_size=4096,  # pairs of ends to draw from, per device
+        num_anchors=1024,  # M of semi_discrete and reference, on each device
+        max_gradient=1000.0,  # largest norm of the energy's gradient
+        # λ, about the curvature of the target's energy: the pull to a path's own end is given a
+        # share that cancels the noise of that energy's gradient - 0 as published; Gaussian to
+        # ring after 3000 steps, semi_discrete: .25 with 0, .15 with 20
+        curvature=0.0,
+        # η: weight of the previous iterate beside the target - bms was published with 0 and 10
+        damping=0.0,
     )
 
 

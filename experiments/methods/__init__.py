@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import fields
-from experiments.methods import ipf, light, matching, sampler
+from experiments.methods import adjoint, enot, ipf, light, matching, sampler
 from experiments.wiring import Method, Room
 
 
@@ -25,11 +25,14 @@ class Entry(NamedTuple):
 
 _IPF = Entry(ipf.check, ipf.build)
 _MATCHING = Entry(matching.check, matching.build)
+_ADJOINT = Entry(adjoint.check, adjoint.build)
 
 METHODS: dict[str, Entry] = {
     "ipf": _IPF,
     "lightsb": Entry(light.check, light.build),
+    "enot": Entry(enot.check, enot.build),
     "sampler": Entry(sampler.check, sampler.build),
     **dict.fromkeys(fields.LOSS_OF_METHOD, _IPF),
     **dict.fromkeys(fields.COUPLING_OF_METHOD, _MATCHING),
+    **dict.fromkeys(fields.CORRECTORS_OF_METHOD, _ADJOINT),
 }

@@ -423,6 +423,7 @@ ELSEWHERE = {
     "evaluate.num_samples",
     "evaluate.num_paths",
     "evaluate.flow",
+    "evaluate.reference",
     "evaluate.plots",
 }
 
@@ -448,12 +449,28 @@ MATCHING = PLAIN | {"method": "sf2m"}
 GRAPH = MATCHING | {"graph.of": "forward"}
 """Settings of a drift with a graph."""
 
+ENOT = {"method": "enot"}
+"""Settings of a saddle point."""
+
 SAMPLER = {
     "method": "sampler",
     "target.access": "energy",
     "exploration.refresh_method": "ula",
 }
 """Settings of a diffusion sampler."""
+
+ADJOINT = SAMPLER | {"method": "asbs"}
+"""Settings of an adjoint method."""
+
+CLOSED_FORM = ADJOINT | {"adjoint.corrector": "semi_discrete"}
+"""Settings of one without a network for its corrector."""
+
+PARTICLES = SAMPLER | {
+    "source.options": {"dim": 6},
+    "target.name": "double_well_particles",
+    "target.options": {},
+}
+"""Settings of four particles in the plane."""
 
 SNAPSHOTS = MATCHING | {
     "snapshots.name": "branching",
@@ -482,10 +499,26 @@ UNDER = {
     "matching.num_times": (MATCHING, 3),
     "matching.score_weight": (MATCHING, 2.0),
     "matching.path_std": (PLAIN | {"method": "cfm"}, 0.1),
+    "network.equivariant": (PARTICLES, True),
+    "enot.num_steps": (ENOT, 4),
+    "enot.backward_steps": (ENOT, 3),
+    "enot.inner_steps": (ENOT, 2),
     "sampler.num_steps": (SAMPLER, 4),
     "sampler.loss": (SAMPLER, "trajectory_balance"),
     "sampler.decay": (SAMPLER | {"sampler.loss": "subtrajectory_balance"}, 0.5),
     "sampler.tracked_steps": (SAMPLER | {"sampler.loss": "path_kl"}, 1),
+    "adjoint.iterations": (ADJOINT, 3),
+    "adjoint.forward_steps": (ADJOINT, 4),
+    "adjoint.corrector_steps": (ADJOINT, 3),
+    "adjoint.backward_steps": (ADJOINT, 3),
+    "adjoint.corrector": (ADJOINT, "semi_discrete"),
+    "adjoint.rollout_every": (ADJOINT, 3),
+    "adjoint.rollout_size": (ADJOINT, 24),
+    "adjoint.replay_size": (ADJOINT, 9),
+    "adjoint.num_anchors": (CLOSED_FORM, 5),
+    "adjoint.max_gradient": (ADJOINT, 5.0),
+    "adjoint.curvature": (ADJOINT, 10.0),
+    "adjoint.damping": (ADJOINT, 1.0),
     "light.num_components": (LIGHT, 5),
     "light.init_share": (LIGHT, 0.2),
     "light.steps": (LIGHT, 4),

@@ -68,6 +68,7 @@ def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
         ("branching", ("snapshots", "samples"), ("snapshots", "samples")),
         ("gapminder", ("snapshots", "samples"), ("snapshots", "samples")),
         ("regulatory", ("snapshots", "samples"), ("snapshots", "samples")),
+        ("enot", ("gaussian", "samples"), ("ring", "samples")),
         ("sampler", ("gaussian", "samples"), ("ring", "energy")),
         ("asbs", ("two_moons", "samples"), ("ring", "energy")),
         ("smoke", ("two_moons", "samples"), ("ring", "energy")),

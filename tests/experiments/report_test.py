@@ -166,6 +166,41 @@ def test_samples_run_along_either_process_or_the_flow(tmp_path):
         report.write_samples(config, judged, state, 3, tmp_path / "b.npz", along="backward")
 
 
+def test_a_target_without_samples_is_judged_by_its_energy_or_by_chains(tmp_path):
+    changes = {
+        "method": "sampler",
+        "source.options": {"dim": 6},
+        "target.name": "double_well_particles",
+        "target.options": {},
+        "evaluate.plots": False,
+        "evaluate.flow": True,
+    }
+    config = small.gaussians(changes)
+    found, _ = evaluate(config, tmp_path / "alone")
+    assert np.isfinite(found["log_z_lower"]) and np.isfinite(found["transport_cost"])
+    assert found["log_z_upper"] is None and found["w2_squared"] is None
+    judged, state = untrained(config)
+    replicated = jax.tree.map(lambda leaf: leaf[None], state)
+    assert set(judged.probe(replicated)) == {"path_kl"}
+    chains = tmp_path / "chains.npz"
+    draws = np.random.default_rng(0).standard_normal((10, 20, 6))
+    np.savez(chains, samples=draws, log_z=np.float64(29.7))
+    with_chains = small.gaussians(changes | {"evaluate.reference": str(chains)})
+    found, _ = evaluate(with_chains, tmp_path / "judged")
+    assert found["log_z_true"] == 29.7
+    for name in ("w2_squared", "w2_squared_floor", "energy_distance", "log_z_upper"):
+        assert np.isfinite(found[name]), name
+    # Training sees nothing of them.
+    assert build.build(with_chains).target.sample is not None
+    for wrong, message in (
+        ({"samples": draws[..., :5], "log_z": 0.0}, "has dimension 5: must be 6"),
+        ({"draws": draws}, "samples is not a file in the archive"),
+    ):
+        np.savez(chains, **wrong)
+        with pytest.raises(InputError, match=f"evaluate.reference = .*{message}"):
+            small.gaussians(changes | {"evaluate.reference": str(chains)})
+
+
 def test_a_run_without_a_finite_loss_can_be_evaluated(samples_only, tmp_path):
     # As after a run that was stopped by steps that were not finite.
     records = ({"step": 6, "phase": "forward 1", "loss": None},)

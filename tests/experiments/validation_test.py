@@ -96,7 +96,7 @@ def test_bad_value(field, value, allowed):
         ("ipf.iteratons", "ipf.iterations"),
         ("bach_size", "batch_size"),
         ("iterations", "ipf.iterations"),
-        ("loop.num_steps", "grid.num_steps"),
+        ("loop.t_max", "grid.t_max"),
     ],
 )
 def test_unknown_key_gets_the_nearest_right_name(unknown, right):
@@ -152,7 +152,10 @@ def test_a_start_from_a_light_bridge_needs_samples_and_its_steps(changes, refuse
     light = {"target__access": "samples", "ipf__start_from": "lightsb"}
     assert message(**(light | changes)).startswith(refused)
     # What has no half-steps has no start either.
-    validation.validate(changed(**(light | {"method": "lightsb", "ipf__warm_start": False})))
+    text = message(**(light | {"method": "eot"}))
+    assert text.startswith(
+        "ipf.start_from = 'lightsb': must be 'reference' with method = 'eot'"
+    )
 
 
 def test_bridge_matching_is_of_bridges_of_the_reference():
