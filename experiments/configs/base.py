@@ -106,8 +106,8 @@ def get_config() -> ConfigDict:
             # W2² of the ends of the probability flow as well: ten seconds more, and for what is
             # trained on the times of the grid alone, an approximation
             flow=False,
-            # .npz file of benchmarks.reference_chains: draws and log Z by which a target that has
-            # no samples of its own is judged; training never sees them
+            # .npz file of benchmarks.reference_chains, draws and log Z by which a target that
+            # has no samples of its own is judged; training never sees them
             reference="",
             plots=True,  # draw them; False for runs of which only the numbers matter
         ),
