@@ -266,7 +266,7 @@ def gaussian_reversal(
     steps = Step(
         time=late,
         length=grid.steps,
-        gain=(1.0 - pull * scale) * factor,
+        gain=factor * of_step / total,
         scale=pull,
         log_variance=jnp.log(of_marginal * of_step / total),
         pinned_share=jnp.ones_like(scale),

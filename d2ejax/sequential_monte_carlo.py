@@ -110,8 +110,9 @@ def sequential_monte_carlo(
         path_key, choice_key = jax.random.split(key)
         keys = jax.random.split(path_key, n)
         x, gained = jax.vmap(one, (0, 0, None, None))(keys, x, k, steps)
-        # A path that has left where anything is defined weighs nothing.
-        log_weights = log_weights + jnp.nan_to_num(gained, nan=-jnp.inf)
+        # A path that has left where anything is defined weighs nothing, from then on.
+        dead = jnp.isneginf(log_weights) | jnp.isnan(gained) | jnp.isneginf(gained)
+        log_weights = jnp.where(dead, -jnp.inf, log_weights + gained)
         effective = effective_fraction(log_weights)
         resampled = effective < threshold
         return jax.lax.cond(

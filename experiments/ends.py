@@ -43,7 +43,7 @@ def build_ends(config: ConfigDict) -> Ends:
     if config.pair.name == "none":
         source, target = build_end(config.source), build_end(config.target)
         if config.evaluate.reference:
-            target = with_reference(target, config.evaluate.reference)
+            target = with_reference(target, config.target, config.evaluate.reference)
         return Ends(source, target)
     return build_pair(config)
 
@@ -53,27 +53,33 @@ def build_end(section: ConfigDict) -> Endpoint:
     return registry.make_endpoint(section.name, **section.options.to_dict())
 
 
-def with_reference(target: Endpoint, file: str) -> Endpoint:
+def with_reference(target: Endpoint, section: ConfigDict, file: str) -> Endpoint:
     """A target that is sampled, for metrics alone, from draws of long chains.
 
     Args:
-        target: What is known of it.
-        file: Written by `benchmarks.reference_chains`.
+        target: What is known of it: no samples.
+        section: The section of the configuration that it was built from.
+        file: Written by `benchmarks.reference_chains` for the same target and options.
 
     Raises:
-        ValueError: If the file cannot be read or is of another dimension.
+        ValueError: If the target has samples, or the file cannot be read or is of another one.
     """
+    given = f"evaluate.reference = {file!r}"
+    if target.sample is not None:
+        raise ValueError(f"{given}: must be empty with a target that has samples of its own")
     try:
         with np.load(file) as arrays:
             draws, log_z = np.asarray(arrays["samples"], np.float32), float(arrays["log_z"])
+            made = json.loads(str(arrays["settings"]))
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"evaluate.reference = {file!r}: {error}") from error
-    draws = draws.reshape(-1, draws.shape[-1])
-    if draws.shape[1] != target.dim:
+        raise ValueError(f"{given}: {error}") from error
+    options = section.options.to_dict()
+    if (made["target"], made["options"]) != (section.name, options):
         raise ValueError(
-            f"evaluate.reference = {file!r}: has dimension {draws.shape[1]}: must be "
-            f"{target.dim}, that of the target"
+            f"{given}: is of {made['target']!r} with the options {made['options']}: must be of "
+            f"{section.name!r} with {options}"
         )
+    draws = draws.reshape(-1, target.dim)
 
     def sample(key: Key, n: int) -> Array:
         return jnp.asarray(draws)[jax.random.randint(key, (n,), 0, len(draws))]

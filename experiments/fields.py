@@ -152,6 +152,7 @@ FIELDS: dict[str, Rule] = {
     "adjoint.rollout_every": integer(1),
     "adjoint.rollout_size": integer(1),
     "adjoint.replay_size": integer(1),
+    "adjoint.off_policy_ratio": number(at_least=0, at_most=1),
     "adjoint.num_anchors": integer(1),
     "adjoint.max_gradient": number(above=0),
     "adjoint.curvature": number(at_least=0),

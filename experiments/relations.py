@@ -58,6 +58,8 @@ def _reanchored(config: ConfigDict) -> tuple[bool, bool]:
 
 
 def _has_loss(config: ConfigDict, *losses: str) -> bool:
+    if config.method in fields.WITHOUT_HALF_STEPS:
+        return False
     return any(loss in losses for loss in resolve_losses(config))
 
 

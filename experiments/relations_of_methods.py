@@ -119,6 +119,15 @@ RELATIONS_OF_ENERGY: tuple[Relation, ...] = (
 )
 """Conditions of methods from samples, or a Gaussian, to an energy."""
 
+RELATIONS_OF_ENOT: tuple[Relation, ...] = (
+    Relation(
+        "enot.inner_steps",
+        lambda c: c.method != "enot" or c.enot.inner_steps < c.enot.num_steps,
+        lambda c: f"fewer than enot.num_steps = {c.enot.num_steps}: the potential has a turn",
+    ),
+)
+"""Conditions of entropic neural optimal transport."""
+
 RELATIONS_OF_SAMPLERS: tuple[Relation, ...] = (
     Relation(
         "source.name",
@@ -137,6 +146,18 @@ RELATIONS_OF_SAMPLERS: tuple[Relation, ...] = (
     ),
 )
 """Conditions of diffusion samplers."""
+
+RELATIONS_OF_NETWORKS: tuple[Relation, ...] = (
+    Relation(
+        "optimiser.name",
+        lambda c: not c.network.equivariant or c.optimiser.name == "adamw",
+        lambda c: (
+            "'adamw' with network.equivariant, whose layers are stacked: muon would take "
+            "biases for matrices"
+        ),
+    ),
+)
+"""Conditions of networks."""
 
 RELATIONS_OF_ADJOINTS: tuple[Relation, ...] = (
     Relation(
@@ -160,6 +181,8 @@ RELATIONS_OF_METHODS: tuple[Relation, ...] = (
     *RELATIONS_OF_MATCHING,
     *RELATIONS_OF_GRAPHS,
     *RELATIONS_OF_ENERGY,
+    *RELATIONS_OF_ENOT,
     *RELATIONS_OF_SAMPLERS,
+    *RELATIONS_OF_NETWORKS,
     *RELATIONS_OF_ADJOINTS,
 )

@@ -98,7 +98,7 @@ def check_endpoints(config: ConfigDict) -> None:
         )
         if config.evaluate.reference:
             try:
-                ends.with_reference(target, config.evaluate.reference)
+                ends.with_reference(target, config.target, config.evaluate.reference)
             except ValueError as error:
                 raise InputError(one_line(error)) from error
     else:

@@ -60,7 +60,9 @@ class AdjointSampler(NamedTuple):
             `path_adjoints`.
         damping: Weight η ≥ 0 of the previous iterate, the process as the last rollout found it,
             beside the target (Blessing et al. 2026).
-        off_policy_ratio: Schedule of the share of pairs that come from particles.
+        off_policy_ratio: Schedule of the share of pairs that come from particles. The loss
+            regresses on gradients at whatever ends it is given, so that the particles have to
+            have the law of the target.
         inverse_temperature: Schedule of the factor of the target's energy.
         add_ends: Whether the ends of simulated paths join the particles.
     """

@@ -5,15 +5,17 @@ that is sought is P*(τ | x_0) ∝ Q(τ | x_0) exp(r(x_K)), from each x_0 by its
 and is what tilts a *bridge*. Its end has the law ∫ p_0(x_0) Q(x_K | x_0) e^{r(x_K)} / h(x_0),
 h(x_0) = E_Q[e^r | x_0], and that is q(x_K) e^{r(x_K)}, what is meant by tilting a *generative
 model*, exactly where h is constant: where the base forgets its start, as the memoryless noise
-schedule makes it (Domingo-Enrich et al. 2025, arXiv:2409.08861). All losses here have this
-optimum, but for the first, which asks for one constant:
+schedule makes it (Domingo-Enrich et al. 2025, arXiv:2409.08861). The losses here have
+this optimum, but for the first, which asks for one constant:
 
 - "relative_trajectory_balance": (log P - log Q - r + log Z)² (Venkatraman et al. 2024,
   arXiv:2405.20971); without memory its optimum is the same, and the loss zero;
 - "log_variance": the variance of log P - log Q - r over paths that share their start;
 - "control": E[KL(P ‖ Q) - r], differentiated through the simulation;
-- "policy_gradient": the same without that (DPOK, Fan et al. 2023, arXiv:2305.16381);
-- "adjoint_matching": regression on the lean adjoint of the base, for a fixed variance.
+- "policy_gradient": the same without that (DPOK, Fan et al. 2023, arXiv:2305.16381, whose own
+  gradient is without `penalty_to_go` and has another optimum);
+- "adjoint_matching": regression on the lean adjoint of the base, of the means alone, and up to
+  the length of a step unless the reward is linear.
 """
 
 from collections.abc import Callable

@@ -61,9 +61,9 @@ class Sampler(NamedTuple):
         times: The times of the grid, `(num_steps + 1,)`.
         particles: How the target is explored.
         flow: Network of the log-flow for "subtrajectory_balance", `(params, x, t) -> scalar`.
-        batch_size: Paths in one gradient step, on each device.
-        off_policy_ratio: Schedule of the share of paths that start in the buffer, in [0, 1];
-            not of "path_kl", which is on-policy.
+        batch_size: Paths in one gradient step, on each device; an even number.
+        off_policy_ratio: Schedule of the share of starts, two paths each, of which one comes
+            from the buffer, in [0, 1]; not of "path_kl", which is on-policy.
         inverse_temperature: Schedule of the factor of the target's energy.
         add_ends: Whether the ends of paths join the particles.
         decay: λ of sub-trajectory balance, per step.
@@ -152,9 +152,11 @@ def diffusion_sampler(
 
     def step(state: State) -> tuple[State, dict[str, Array]]:
         key, refresh_key, path_key = jax.random.split(state.key, 3)
-        buffer, acceptance = particles.refresh(
-            refresh_key, given.particles, state.buffer, log_target, state.step
-        )
+        buffer, acceptance = state.buffer, jnp.full((), jnp.nan)
+        if given.loss != "path_kl":
+            buffer, acceptance = particles.refresh(
+                refresh_key, given.particles, buffer, log_target, state.step
+            )
         loss_fn, buffer = objective(given, path_key, state.model.params, buffer, state.step)
         model, finite, metrics = gradient_step(
             loss_fn, state.model, optimiser, decay=ema_decay, axis_name=axis_name
@@ -180,7 +182,7 @@ def objective(
         step: Gradient steps so far.
 
     Returns:
-        The loss on that data as a function of the parameters, with the metric "log_z_bound",
+        The loss on that data as a function of the parameters, with the metric "log_z_mean",
         the mean of -ℓ; and the buffer as drawing the data left it.
     """
     draw = _controlled if given.loss == "path_kl" else _balanced
@@ -192,19 +194,23 @@ def _balanced(
 ) -> tuple[Objective, ReplayBuffer]:
     """A loss of log path ratios, on paths of which some start from particles of the target."""
     start_key, goal_key, back_key, mix_key = jax.random.split(key, 4)
-    _, goals = replay_buffer.sample(goal_key, buffer, given.batch_size)
+    # Two paths from each start, of which the second is always one of the process: what joins
+    # the buffer has not come from there.
+    num_starts = given.batch_size // 2
+    _, goals = replay_buffer.sample(goal_key, buffer, num_starts)
     simulate = jax.vmap(rollouts.simulate, (0, None, None, 0))
-    found = simulate(jax.random.split(back_key, given.batch_size), given.reversal, None, goals)
-    paths = behaviour.mixed_paths(
+    found = simulate(jax.random.split(back_key, num_starts), given.reversal, None, goals)
+    groups = behaviour.mixed_paths(
         mix_key,
-        endpoints.sampler(given.prior)(start_key, given.batch_size),
+        endpoints.sampler(given.prior)(start_key, num_starts),
         found,
         lambda key, x: rollouts.simulate(key, given.process, params["drift"], x),
         off_policy_ratio=given.off_policy_ratio(step),
-        num_paths=1,
+        num_paths=2,
         reuse_path=True,
         backward=False,
-    )[:, 0]
+    )
+    paths = groups.reshape(-1, *groups.shape[2:])
     log_prior = jax.vmap(endpoints.log_density(given.prior))(paths[:, 0])
     log_target = _log_target(given, paths[:, -1], step)
     log_reversal = rollouts.step_log_densities(given.reversal, None, paths)
@@ -213,7 +219,7 @@ def _balanced(
         log_trained = rollouts.step_log_densities(given.process, params["drift"], paths)
         log_ratios = log_trained - log_reversal
         whole = log_prior + jnp.sum(log_ratios, axis=-1) - log_target
-        metrics = {"log_z_bound": -jnp.mean(whole)}
+        metrics = {"log_z_mean": -jnp.mean(whole)}
         if given.loss == "log_variance":
             return losses.log_variance_loss(whole[None]), metrics
         if given.loss == "trajectory_balance":
@@ -221,7 +227,7 @@ def _balanced(
         flows = _log_flows(given, params, paths, log_prior, log_target, step)
         return losses.subtrajectory_balance_loss(log_ratios, flows, decay=given.decay), metrics
 
-    return loss, _with_ends(given, buffer, paths[:, -1])
+    return loss, _with_ends(given, buffer, groups[:, 1, -1])
 
 
 def _controlled(
@@ -232,16 +238,13 @@ def _controlled(
     starts = endpoints.sampler(given.prior)(start_key, given.batch_size)
     keys = jax.random.split(path_key, given.batch_size)
 
-    def simulate(params: Params) -> Array:
+    def loss(params: Params) -> tuple[Array, dict[str, Array]]:
         def one(key: Key, x: Array) -> Array:
             return rollouts.simulate(
                 key, given.process, params["drift"], x, tracked_steps=given.tracked_steps
             )
 
-        return jax.vmap(one)(keys, starts)
-
-    def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-        paths = simulate(params)
+        paths = jax.vmap(one)(keys, starts)
         step_costs = rollouts.step_kl_divergences(
             given.process, params["drift"], given.reference, None, paths
         )
@@ -249,12 +252,9 @@ def _controlled(
             given, paths[:, -1], step
         )
         value = losses.control_loss(step_costs, costs)
-        return value, {"log_z_bound": -value}
+        return value, {"log_z_mean": -value}
 
-    if not given.add_ends:
-        return loss, buffer
-    # Simulated once: XLA sees that these are the paths of the loss.
-    return loss, _with_ends(given, buffer, simulate(params)[:, -1])
+    return loss, buffer
 
 
 def _log_flows(
@@ -312,6 +312,8 @@ def _check(given: Sampler) -> None:
         raise ValueError(f"loss = {given.loss!r}: must be one of {LOSSES}")
     if given.loss == "subtrajectory_balance" and given.flow is None:
         raise ValueError("flow = None: must be a network with the loss 'subtrajectory_balance'")
+    if given.batch_size < 2 or given.batch_size % 2:
+        raise ValueError(f"batch_size = {given.batch_size}: must be an even number on a device")
     for what in (endpoints.sampler, endpoints.log_density):
         what(given.prior)
     endpoints.log_density(given.target)

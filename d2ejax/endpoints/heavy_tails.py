@@ -150,7 +150,9 @@ def _student(key: Key, df: float, shape: tuple[int, ...]) -> Array:
     # Half a chi-square of two degrees is exponential: no rejection, a hundred times as fast.
     key_normal, key_rate = jax.random.split(key)
     normal = jax.random.normal(key_normal, shape, jnp.float32)
-    return normal / jnp.sqrt(jax.random.exponential(key_rate, shape, jnp.float32))
+    # Of a uniform number that is exactly 0 once in 2²³ draws the exponential is 0 as well.
+    rate = jnp.maximum(jax.random.exponential(key_rate, shape, jnp.float32), 2.0**-25)
+    return normal / jnp.sqrt(rate)
 
 
 def _extent(mass_within: Callable[[float], float], start: float) -> tuple[float, float]:

@@ -294,8 +294,8 @@ def _sampler() -> ConfigDict:
     return _section(
         num_steps=6000,  # gradient steps
         # log_variance | trajectory_balance | subtrajectory_balance | path_kl: the first three
-        # of paths of which exploration.off_policy_ratio begin in the buffer, the last one of
-        # its own paths and differentiated through them
+        # of paths two of which share a start, of exploration.off_policy_ratio one of the two
+        # from the buffer; the last one of its own paths, differentiated through them
         loss="log_variance",
         decay=0.9,  # of the weight of a piece with its length, per step: subtrajectory_balance
         tracked_steps=0,  # last steps that path_kl is differentiated through; 0: all of them
@@ -317,6 +317,9 @@ def _adjoint() -> ConfigDict:
         rollout_every=20,  # gradient steps after which paths are simulated for the replay
         rollout_size=512,  # how many
         replay_size=4096,  # pairs of ends to draw from, per device
+        # of semi_discrete: share of pairs that come from particles of the target - the
+        # regression is on whatever law these have: right where they have settled alone
+        off_policy_ratio=0.0,
         num_anchors=1024,  # M of semi_discrete and reference, on each device
         max_gradient=1000.0,  # largest norm of the energy's gradient
         # λ, about the curvature of the target's energy: the pull to a path's own end is given a

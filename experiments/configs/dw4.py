@@ -26,7 +26,8 @@ def get_config() -> ConfigDict:
     config.network.equivariant = True
     config.network.energy_feature = True
     config.network.affine = True
-    config.optimiser.learning_rate = 2e-3
+    config.optimiser.name = "adamw"
+    config.optimiser.learning_rate = 1e-3
     config.exploration.restart_std = 2.5
     config.exploration.refresh_step_size = 0.02
     return config

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from d2ejax import networks, parallel
@@ -89,9 +90,7 @@ def _given(
     config: ConfigDict, room: Room, sides: list[Side], stages: adjoint.AdjointStages
 ) -> AdjointSampler:
     settings = config.adjoint
-    off_policy_ratio, inverse_temperature = wiring.annealing(
-        config, stages.iterations * stages.period
-    )
+    _, inverse_temperature = wiring.annealing(config, stages.iterations * stages.period)
     explorer = wiring.build_particles(config, room.ends[1]) if _explores(config) else None
     return AdjointSampler(
         corrector=resolve_corrector(config),
@@ -112,7 +111,7 @@ def _given(
         max_gradient=settings.max_gradient,
         curvature=settings.curvature,
         damping=settings.damping,
-        off_policy_ratio=off_policy_ratio,
+        off_policy_ratio=optax.constant_schedule(settings.off_policy_ratio),
         inverse_temperature=inverse_temperature,
         add_ends=config.exploration.add_ends,
     )
@@ -120,9 +119,8 @@ def _given(
 
 def _explores(config: ConfigDict) -> bool:
     """Whether a share of the pairs comes from particles of the target."""
-    given = config.exploration
-    share = max(given.off_policy_ratio, given.off_policy_ratio_end)
-    return resolve_corrector(config) == "semi_discrete" and share > 0
+    is_anchored = resolve_corrector(config) == "semi_discrete"
+    return is_anchored and config.adjoint.off_policy_ratio > 0
 
 
 def _score_network(

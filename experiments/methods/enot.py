@@ -56,7 +56,8 @@ def build(config: ConfigDict, room: Room) -> Method:
             return forward_phase(step)
         return ("backward 1" if step < given.total else "done"), given.total
 
-    steps = settings.num_steps, settings.num_steps, settings.backward_steps
+    shown = settings.num_steps // (settings.inner_steps + 1)
+    steps = settings.num_steps - shown, shown, settings.backward_steps
     return Method(
         algorithm=enot.enot(
             given,

@@ -14,7 +14,7 @@ from experiments.wiring import Method, Room
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError if the batch does not divide over the devices."""
-    share = wiring.share("batch_size", config.batch_size)
+    share = wiring.share("batch_size", config.batch_size, groups_of=2)
     if config.exploration.buffer_size < share:
         raise ValueError(
             f"exploration.buffer_size = {config.exploration.buffer_size}: must be ≥ {share}, "

@@ -27,6 +27,7 @@ def trained(corrector):
     changes = {
         "method": "asbs",
         "adjoint.corrector": corrector,
+        "adjoint.off_policy_ratio": 0.5,
         "adjoint.forward_steps": 6,
         "adjoint.backward_steps": 4,
         # Adamw compiles sooner.
@@ -122,6 +123,7 @@ def test_bad_settings_are_refused():
             {
                 "adjoint.rollout_size": 128,
                 "adjoint.replay_size": 64,
+                "adjoint.off_policy_ratio": 0.5,
                 "adjoint.corrector": "semi_discrete",
             },
             r"^exploration.buffer_size = 8: must be ≥ 16",

@@ -15,7 +15,7 @@ import pytest
 from d2ejax import pairs, parallel, references
 from d2ejax.algorithms import ipf
 from d2ejax.endpoints import registry
-from experiments import build, fields
+from experiments import build, ends, fields
 from experiments.errors import InputError
 from tests.experiments import small
 
@@ -309,12 +309,41 @@ def test_data_to_energy_sees_no_sample_of_the_target_and_no_energy_of_the_source
         ("sde_likelihood", {"ipf.cache_every": 1}),
         ("dsbm", {"ipf.cache_every": 1}),
         ("lightsb", {"source.name": "gaussian"}),
+        ("enot", {}),
     ],
 )
 def test_data_to_data_sees_no_energy(forbidden, name, changes):
     forbidden("gaussian", "log_density")
     forbidden("ring", "log_density")
     trace_both_half_steps(name, changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("sampler", {}),
+        ("sampler", {"sampler.loss": "subtrajectory_balance"}),
+        ("sampler", {"sampler.loss": "path_kl"}),
+        ("asbs", {}),
+        ("asbs", {"adjoint.corrector": "semi_discrete", "adjoint.off_policy_ratio": 0.5}),
+        ("asbs", {"method": "adjoint_sampling"}),
+        ("asbs", {"method": "bms"}),
+    ],
+)
+def test_from_an_energy_no_sample_of_it_is_seen(forbidden, name, changes):
+    forbidden("ring", "sample")
+    forbidden("two_moons", "log_density")
+    trace_both_half_steps(name, changes)
+
+
+def test_what_a_target_is_judged_by_is_not_trained_on(forbidden, monkeypatch):
+    monkeypatch.setattr(ends, "with_reference", lambda end, *_: forbidden.blind(end))
+    changes = QUICK | PARTICLES | {"evaluate.reference": "chains.npz"}
+    experiment = build.build(small.gaussians(changes))
+    with pytest.raises(AssertionError, match="denies"):
+        experiment.target.sample(None, 3)
+    state = jax.eval_shape(on_one_device(experiment.algorithm.init), keys())
+    jax.eval_shape(on_one_device(experiment.algorithm.step), state)
 
 
 def test_the_proof_would_notice(forbidden):
@@ -515,6 +544,7 @@ UNDER = {
     "adjoint.rollout_every": (ADJOINT, 3),
     "adjoint.rollout_size": (ADJOINT, 24),
     "adjoint.replay_size": (ADJOINT, 9),
+    "adjoint.off_policy_ratio": (CLOSED_FORM, 0.5),
     "adjoint.num_anchors": (CLOSED_FORM, 5),
     "adjoint.max_gradient": (ADJOINT, 5.0),
     "adjoint.curvature": (ADJOINT, 10.0),

@@ -184,21 +184,27 @@ def test_a_target_without_samples_is_judged_by_its_energy_or_by_chains(tmp_path)
     assert set(judged.probe(replicated)) == {"path_kl"}
     chains = tmp_path / "chains.npz"
     draws = np.random.default_rng(0).standard_normal((10, 20, 6))
-    np.savez(chains, samples=draws, log_z=np.float64(29.7))
+    settings = json.dumps({"target": "double_well_particles", "options": {}})
+    given = {"samples": draws, "log_z": 29.7, "settings": settings}
+    np.savez(chains, **given)
     with_chains = small.gaussians(changes | {"evaluate.reference": str(chains)})
     found, _ = evaluate(with_chains, tmp_path / "judged")
     assert found["log_z_true"] == 29.7
     for name in ("w2_squared", "w2_squared_floor", "energy_distance", "log_z_upper"):
         assert np.isfinite(found[name]), name
-    # Training sees nothing of them.
-    assert build.build(with_chains).target.sample is not None
+    other = json.dumps({"target": "double_well_particles", "options": {"temperature": 2.0}})
     for wrong, message in (
-        ({"samples": draws[..., :5], "log_z": 0.0}, "has dimension 5: must be 6"),
+        (
+            given | {"settings": other},
+            r"is of 'double_well_particles' with the options \{'temp",
+        ),
         ({"draws": draws}, "samples is not a file in the archive"),
     ):
         np.savez(chains, **wrong)
         with pytest.raises(InputError, match=f"evaluate.reference = .*{message}"):
             small.gaussians(changes | {"evaluate.reference": str(chains)})
+    with pytest.raises(InputError, match="must be empty with a target that has samples"):
+        small.gaussians({"evaluate.reference": str(chains)})
 
 
 def test_a_run_without_a_finite_loss_can_be_evaluated(samples_only, tmp_path):
