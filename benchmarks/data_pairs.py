@@ -211,18 +211,13 @@ def _w2(records: Sequence[Record], power: float) -> str:
 
 def write(folder: Path) -> None:
     """Writes and prints the table of all records."""
-    text = table(runs.newest(runs.read_records(folder / runs.RECORDS), _FIELDS))
-    (folder / "results.md").write_text(text + "\n")
-    print(text)
+    runs.write_table(folder, _FIELDS, table)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.data_pairs", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = runs.parser("data_pairs", __doc__)
     add = parser.add_argument
-    runs.add_flags(parser, "runs/data_pairs")
     add("--pairs", type=runs.listed(str, PAIRS), default=list(PAIRS))
     add("--methods", type=runs.listed(str, FROM_DATA), default=FROM_DATA)
     add("--seeds", type=int, default=5)

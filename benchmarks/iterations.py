@@ -158,11 +158,8 @@ def write(folder: Path) -> None:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.iterations", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = runs.parser("iterations", __doc__)
     add = parser.add_argument
-    runs.add_flags(parser, "runs/iterations")
     add("--variants", type=runs.listed(str, VARIANTS), default=list(VARIANTS))
     add("--seeds", type=int, default=1)
     add("--iterations", type=int, default=10)

@@ -111,18 +111,13 @@ def _line(
 
 def write(folder: Path) -> None:
     """Writes and prints the table of all records."""
-    text = table(runs.newest(runs.read_records(folder / runs.RECORDS), _FIELDS))
-    (folder / "results.md").write_text(text + "\n")
-    print(text)
+    runs.write_table(folder, _FIELDS, table)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.regulatory_graph", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = runs.parser("regulatory_graph", __doc__)
     add = parser.add_argument
-    runs.add_flags(parser, "runs/regulatory_graph")
     add("--circuits", type=runs.listed(str, CIRCUITS), default=list(CIRCUITS))
     add("--learned", type=runs.listed(str, LEARNED), default=["forward drift", "flow"])
     add("--seeds", type=int, default=3)

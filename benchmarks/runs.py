@@ -336,6 +336,24 @@ def add_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A command line with the flags of `add_flags`; `name` is the module's."""
+    made = argparse.ArgumentParser(
+        prog=f"benchmarks.{name}", description=(doc or "").partition("\n")[0]
+    )
+    add_flags(made, f"runs/{name}")
+    return made
+
+
+def write_table(
+    folder: Path, fields: Sequence[str], table: Callable[[Sequence[Record]], str]
+) -> None:
+    """Writes and prints the table of the newest record of each cell."""
+    text = table(newest(read_records(folder / RECORDS), fields))
+    (folder / "results.md").write_text(text + "\n")
+    print(text)
+
+
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     inner = ([cell.replace("|", "\\|") for cell in row] for row in rows)

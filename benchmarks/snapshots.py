@@ -146,18 +146,13 @@ def _line(
 
 def write(folder: Path) -> None:
     """Writes and prints the tables of all records."""
-    text = tables(runs.newest(runs.read_records(folder / runs.RECORDS), _FIELDS))
-    (folder / "results.md").write_text(text + "\n")
-    print(text)
+    runs.write_table(folder, _FIELDS, tables)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.snapshots", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = runs.parser("snapshots", __doc__)
     add = parser.add_argument
-    runs.add_flags(parser, "runs/snapshots")
     add("--processes", type=runs.listed(str, PROCESSES), default=list(PROCESSES))
     add("--methods", type=runs.listed(str, METHODS), default=list(METHODS))
     add("--seeds", type=int, default=1)

@@ -194,6 +194,16 @@ def build_graph_network(config: ConfigDict, room: Room) -> networks.NetworkPair:
     )
 
 
+def build_potential(
+    config: ConfigDict, dim: int
+) -> tuple[Callable[[Key], Params], Callable[[Params, Array], Array]]:
+    """The network of a scalar potential of one end: its init and apply."""
+    given = config.network
+    return networks.potential_network(
+        dim, width=given.width, depth=given.depth, layer_norm=given.layer_norm
+    )
+
+
 def _drift_scale(config: ConfigDict, room: Room) -> float:
     t_max = config.grid.t_max
     return config.network.drift_scale * float(room.law.variance(0.0, t_max)) ** 0.5 / t_max

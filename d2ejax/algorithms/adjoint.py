@@ -50,6 +50,7 @@ from d2ejax.algorithms.base import (
     device_key,
     gradient_step,
     init_model,
+    with_model,
 )
 from d2ejax.algorithms.bridges import ends_objective
 from d2ejax.algorithms.half_steps import Objective
@@ -148,68 +149,24 @@ def adjoint_sampler(
             does not offer what is needed.
     """
     _check(given, stages)
-    log_target = endpoints.log_density(given.target)
     update = partial(gradient_step, decay=ema_decay, axis_name=axis_name)
-    nothing = {"anchors": jnp.full((), jnp.nan), "acceptance_target": jnp.full((), jnp.nan)}
+    # Where the corrector is not learned it has no stage to compile.
+    learned = given.corrector == "learned"
+    stages_run = (FORWARD, CORRECTOR, BACKWARD) if learned else (FORWARD, BACKWARD)
 
     def init(key: Key) -> State:
         # The key is the same on all devices, and so are the parameters.
         params_key, own_key = jax.random.split(key)
-        own_key, buffer_key = jax.random.split(device_key(own_key, axis_name))
         pairs = zip(init_params(params_key), optimisers, strict=True)
         forward, corrector, backward = (init_model(*pair) for pair in pairs)
-        buffer = None
-        if given.particles is not None:
-            buffer = particles.init(buffer_key, given.particles, log_target)
-        zero = jnp.zeros((), jnp.int32)
-        return State(
-            (forward, corrector, backward),
-            adjoint_replay.init(given.replay_size, given.target.dim),
-            buffer,
-            forward.params["drift"] if given.damping else None,
-            zero,
-            zero,
-            zero,
-            own_key,
-        )
+        return _init(given, device_key(own_key, axis_name), (forward, corrector, backward))
 
-    def train(stage: int, loss_fn: Objective, state: State) -> tuple[State, dict[str, Array]]:
+    def train(stage: int, state: State, key: Key) -> tuple[State, dict[str, Array]]:
+        state, loss_fn, found = _DRAW[stage](given, state, key)
         model, finite, metrics = update(loss_fn, state.models[stage], optimisers[stage])
-        models = [*state.models]
-        models[stage] = model
-        state = state._replace(models=(models[0], models[1], models[2]))
-        return counted(state, finite), nothing | metrics
-
-    def forward(state: State, key: Key) -> tuple[State, dict[str, Array]]:
-        refresh_key, pair_key, own_key = jax.random.split(key, 3)
-        acceptance = jnp.full((), jnp.nan)
-        if given.particles is not None and state.buffer is not None:
-            buffer, acceptance = particles.refresh(
-                refresh_key, given.particles, state.buffer, log_target, state.step
-            )
-            state = state._replace(buffer=buffer)
-        pairs = adjoint_replay.sample(pair_key, state.replay, given.batch_size)
-        loss_fn = objective(
-            given,
-            own_key,
-            pairs,
-            average=state.models[FORWARD].average,
-            corrector=state.models[CORRECTOR].average,
-            previous=state.previous,
-            step=state.step,
-        )
-        state, metrics = train(FORWARD, loss_fn, state)
-        return state, metrics | {"acceptance_target": acceptance}
-
-    def corrector(state: State, key: Key) -> tuple[State, dict[str, Array]]:
-        pairs = adjoint_replay.sample(key, state.replay, given.batch_size)
-        return train(CORRECTOR, corrector_objective(given, pairs), state)
-
-    def backward(state: State, key: Key) -> tuple[State, dict[str, Array]]:
-        path_key, bridge_key = jax.random.split(key)
-        ends = _simulate(given, path_key, state.models[FORWARD].average, given.batch_size)
-        loss = ends_objective(bridge_key, given.backward, given.law, given.grid, *ends)
-        return train(BACKWARD, loss, state)
+        state = state._replace(models=with_model(state.models, stage, model))
+        nothing = {name: jnp.full((), jnp.nan) for name in ("anchors", "acceptance_target")}
+        return counted(state, finite), nothing | metrics | found
 
     def step(state: State) -> tuple[State, dict[str, Array]]:
         key, rollout_key, step_key = jax.random.split(state.key, 3)
@@ -218,13 +175,70 @@ def adjoint_sampler(
         state = jax.lax.cond(
             due, partial(roll_out, given, rollout_key), lambda state: state, state
         )
-        # Where the corrector is not learned it has no stage to compile.
-        learned = given.corrector == "learned"
-        branches = (forward, corrector, backward) if learned else (forward, backward)
         index = stage if learned else stage // BACKWARD
+        branches = [partial(train, which) for which in stages_run]
         return jax.lax.switch(index, branches, state._replace(key=key), step_key)
 
     return Algorithm(init, step)
+
+
+def _init(given: AdjointSampler, key: Key, models: tuple[Model, Model, Model]) -> State:
+    own_key, buffer_key = jax.random.split(key)
+    buffer, zero = None, jnp.zeros((), jnp.int32)
+    if given.particles is not None:
+        log_target = endpoints.log_density(given.target)
+        buffer = particles.init(buffer_key, given.particles, log_target)
+    return State(
+        models,
+        adjoint_replay.init(given.replay_size, given.target.dim),
+        buffer,
+        models[FORWARD].params["drift"] if given.damping else None,
+        step=zero,
+        skipped=zero,
+        consecutive_skipped=zero,
+        key=own_key,
+    )
+
+
+_Drawn = tuple[State, Objective, dict[str, Array]]
+
+
+def _draw_forward(given: AdjointSampler, state: State, key: Key) -> _Drawn:
+    """The data of a gradient step of the forward process; refreshes the particles."""
+    refresh_key, pair_key, own_key = jax.random.split(key, 3)
+    acceptance = jnp.full((), jnp.nan)
+    if given.particles is not None and state.buffer is not None:
+        log_target = endpoints.log_density(given.target)
+        buffer, acceptance = particles.refresh(
+            refresh_key, given.particles, state.buffer, log_target, state.step
+        )
+        state = state._replace(buffer=buffer)
+    loss_fn = objective(
+        given,
+        own_key,
+        adjoint_replay.sample(pair_key, state.replay, given.batch_size),
+        average=state.models[FORWARD].average,
+        corrector=state.models[CORRECTOR].average,
+        previous=state.previous,
+        step=state.step,
+    )
+    return state, loss_fn, {"acceptance_target": acceptance}
+
+
+def _draw_corrector(given: AdjointSampler, state: State, key: Key) -> _Drawn:
+    pairs = adjoint_replay.sample(key, state.replay, given.batch_size)
+    return state, corrector_objective(given, pairs), {}
+
+
+def _draw_backward(given: AdjointSampler, state: State, key: Key) -> _Drawn:
+    path_key, bridge_key = jax.random.split(key)
+    ends = _simulate(given, path_key, state.models[FORWARD].average, given.batch_size)
+    loss_fn = ends_objective(bridge_key, given.backward, given.law, given.grid, *ends)
+    return state, loss_fn, {}
+
+
+_DRAW = {FORWARD: _draw_forward, CORRECTOR: _draw_corrector, BACKWARD: _draw_backward}
+"""What a stage draws for a gradient step: the state after that, the loss, and its metrics."""
 
 
 def roll_out(given: AdjointSampler, key: Key, state: State) -> State:

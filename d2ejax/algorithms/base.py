@@ -82,6 +82,16 @@ def init_state(
     return State(model, zero, zero, zero, device_key(own_key, axis_name))
 
 
+def with_model(
+    models: tuple[Model, Model, Model], which: int, model: Model
+) -> tuple[Model, Model, Model]:
+    """Three models, one of them replaced."""
+    first, second, third = (
+        model if index == which else other for index, other in enumerate(models)
+    )
+    return first, second, third
+
+
 def update_model(
     model: Model,
     gradients: Params,

@@ -21,6 +21,7 @@ from d2ejax.algorithms.base import (
     device_key,
     gradient_step,
     init_model,
+    with_model,
 )
 from d2ejax.algorithms.bridges import ends_objective
 from d2ejax.algorithms.half_steps import Objective
@@ -136,10 +137,8 @@ def enot(
             decay=ema_decay,
             axis_name=axis_name,
         )
-        forward, potential, backward = (
-            model if index == which else other for index, other in enumerate(state.models)
-        )
-        return counted(state._replace(models=(forward, potential, backward)), finite), metrics
+        models = with_model(state.models, which, model)
+        return counted(state._replace(models=models), finite), metrics
 
     branches = [partial(train, which) for which in (FORWARD, POTENTIAL, BACKWARD)]
 

@@ -27,7 +27,7 @@ import optax
 
 from d2ejax import losses, rollouts
 from d2ejax.algorithms.base import Algorithm, State, counted, gradient_step, init_state
-from d2ejax.kernels import Process
+from d2ejax.kernels import EmbeddedStep, Process
 from d2ejax.typing import Array, Key, LogDensity, Params
 
 Loss = Literal[
@@ -226,16 +226,12 @@ def _adjoint_matching(given: FineTuning, key: Key, params: Params) -> _Loss:
 
 def _adjoints(given: FineTuning, path: Array, end_gradient: Array) -> Array:
     """∇r carried back to the states that steps lead to, by the means of the base's steps."""
+
+    def step_mean(x: Array, step: EmbeddedStep) -> Array:
+        return given.base.embedded_kernel(given.base_params, x, step).mean
+
     steps = given.base.embedded_steps(given.base_params)
-
-    def back(adjoint: Array, inputs: tuple) -> tuple[Array, Array]:
-        x, step = inputs
-        _, pull_back = jax.vjp(
-            lambda x: given.base.embedded_kernel(given.base_params, x, step).mean, x
-        )
-        return pull_back(adjoint)[0], adjoint
-
-    return jax.lax.scan(back, end_gradient, (path[:-1], steps), reverse=True)[1]
+    return losses.carried_back(step_mean, path, end_gradient, steps)[1:]
 
 
 _OBJECTIVES: dict[str, Callable[[FineTuning, Key, Params], _Loss]] = {

@@ -1,6 +1,7 @@
 """Losses as pure functions of arrays already computed, or of callables and a path."""
 
 from d2ejax.losses.adjoint import adjoint_matching_loss as adjoint_matching_loss
+from d2ejax.losses.adjoint import carried_back as carried_back
 from d2ejax.losses.adjoint import corrector_loss as corrector_loss
 from d2ejax.losses.adjoint import lean_adjoint as lean_adjoint
 from d2ejax.losses.adjoint import potential_gradient_loss as potential_gradient_loss

@@ -10,6 +10,7 @@ linear reference a factor of the time alone. Nothing is differentiated through a
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,14 +92,39 @@ def lean_adjoint(
             f"{times.shape}: must be (num_steps + 1, dim), (dim,) and (num_steps + 1,)"
         )
 
-    def back(adjoint: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        x, t, length = step
-        _, pull_back = jax.vjp(lambda x: drift(x, t), x)
-        adjoint = adjoint + length * pull_back(adjoint)[0]
+    def step_mean(x: Array, step: tuple[Array, Array]) -> Array:
+        t, length = step
+        return x + length * drift(x, t)
+
+    steps = times[:-1], times[1:] - times[:-1]
+    return carried_back(step_mean, path, end_gradient, steps)[:-1]
+
+
+def carried_back(
+    step_mean: Callable[[Array, Any], Array], path: Array, end_gradient: Array, steps: Any
+) -> Array:
+    """A gradient at the end of a path, carried back by the means of a process's steps.
+
+    a_k = (∂m_k/∂x (x_k))ᵀ a_{k+1} from a_K on; see `lean_adjoint`.
+
+    Args:
+        step_mean: m, maps a state `(dim,)` and one of the steps to the mean of the next state.
+        path: Shape `(num_steps + 1, dim)`.
+        end_gradient: a_K, shape `(dim,)`.
+        steps: A tree of arrays with a leading axis num_steps.
+
+    Returns:
+        a_k at every state, `(num_steps + 1, dim)`; carries no gradient.
+    """
+
+    def back(adjoint: Array, inputs: tuple[Array, Any]) -> tuple[Array, Array]:
+        x, step = inputs
+        _, pull_back = jax.vjp(lambda x: step_mean(x, step), x)
+        adjoint = pull_back(adjoint)[0]
         return adjoint, adjoint
 
-    steps = path[:-1], times[:-1], times[1:] - times[:-1]
-    return jax.lax.stop_gradient(jax.lax.scan(back, end_gradient, steps, reverse=True)[1])
+    _, adjoints = jax.lax.scan(back, end_gradient, (path[:-1], steps), reverse=True)
+    return jax.lax.stop_gradient(jnp.concatenate([adjoints, end_gradient[None]]))
 
 
 def corrector_loss(found: Array, conditional_scores: Array, variance: Array) -> Array:

@@ -44,12 +44,7 @@ def build(config: ConfigDict, room: Room) -> Method:
         settings.corrector_steps if corrector == "learned" else 0,
         settings.backward_steps,
     )
-    init_potential, potential = networks.potential_network(
-        room.ends[0].dim,
-        width=config.network.width,
-        depth=config.network.depth,
-        layer_norm=config.network.layer_norm,
-    )
+    init_potential, potential = wiring.build_potential(config, room.ends[0].dim)
     init_score, score = _score_network(config, room)
     given = _given(config, room, sides, stages)._replace(potential=potential, score=score)
 

@@ -3,7 +3,7 @@
 import jax
 from ml_collections import ConfigDict
 
-from d2ejax import networks, parallel
+from d2ejax import parallel
 from d2ejax.algorithms import enot
 from d2ejax.typing import Key, Params
 from experiments import wiring
@@ -24,12 +24,7 @@ def build(config: ConfigDict, room: Room) -> Method:
     """
     forward, backward = (wiring.build_side(config, room, backward=b) for b in (False, True))
     settings = config.enot
-    init_potential, potential = networks.potential_network(
-        room.ends[1].dim,
-        width=config.network.width,
-        depth=config.network.depth,
-        layer_norm=config.network.layer_norm,
-    )
+    init_potential, potential = wiring.build_potential(config, room.ends[1].dim)
     given = enot.Enot(
         forward=forward.process,
         backward=backward.process,

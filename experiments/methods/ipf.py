@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from d2ejax import networks, parallel
+from d2ejax import parallel
 from d2ejax.algorithms import half_steps, ipf
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.algorithms.light import with_fixed_base
@@ -51,12 +51,7 @@ def _algorithm(
         backward_steps=settings.backward_steps,
         forward_steps=settings.forward_steps,
     )
-    init_potential, potential = networks.potential_network(
-        room.ends[0].dim,
-        width=config.network.width,
-        depth=config.network.depth,
-        layer_norm=config.network.layer_norm,
-    )
+    init_potential, potential = wiring.build_potential(config, room.ends[0].dim)
     half_step = functools.partial(_half_step, config, room, potential)
     sides, halves = (
         (backward, forward),
