@@ -20,7 +20,13 @@ from d2ejax.typing import Array, EmbeddedNetwork, Key, Params
 
 
 def simulate(
-    key: Key, process: Process, params: Params, x: Array, *, tracked_steps: int | None = None
+    key: Key,
+    process: Process,
+    params: Params,
+    x: Array,
+    *,
+    tracked_steps: int | None = None,
+    window_start: Array | None = None,
 ) -> Array:
     """Runs a process from one end to the other.
 
@@ -28,12 +34,22 @@ def simulate(
     gradient, those before them are forward evaluations alone. What the early steps do to the
     end is then not seen, so that the gradient of a cost of the end is biased, and cheap.
 
+    With `window_start` too, those steps are a window anywhere. In them alone the parameters
+    have a gradient, by K / tracked_steps of what they have in the whole path, which goes
+    through the states of all later steps; states before the window have none. At a start that
+    is uniform on 0, ..., K - 1 (a window over the end goes on at the first step) each step is
+    in it with probability tracked_steps / K: the gradient is that of the whole path on average,
+    and noisier. Steps before the window cost nothing backwards, those after it about half.
+
     Args:
         key: A typed key; all noise of the path is drawn from it at once.
         process: The process; a backward one starts at t = T.
         params: Parameters of its network.
         x: Where it starts, shape `(dim,)`.
-        tracked_steps: How many of the steps that it takes last carry a gradient; None for all.
+        tracked_steps: How many of the steps carry a gradient; None for all.
+        window_start: The first of them, counted from 0 in the order in which the steps are
+            taken, a scalar; None for the last ones. One for all paths of a batch, or all of
+            them do the work of all steps.
 
     Returns:
         The path in the order of time, shape `(num_steps + 1, dim)`; differentiable in params.
@@ -44,36 +60,88 @@ def simulate(
     num_steps = process.num_steps
     noise = jax.random.normal(key, (num_steps, *x.shape), x.dtype)
     inputs = process.embedded_steps(params), noise
+    move = functools.partial(_move, process, params)
     if tracked_steps is None or tracked_steps == num_steps:
-        states = _run(process, params, x, inputs)
-        parts = [states]
+        parts = [_run(process, move, x, inputs)]
     elif not 1 <= tracked_steps < num_steps:
         raise ValueError(
             f"tracked_steps = {tracked_steps}: must be from 1 to {num_steps}, the number of "
             "steps"
         )
+    elif window_start is not None:
+        counts = jnp.arange(num_steps)
+        roles = _roles(
+            counts[::-1] if process.backward else counts, window_start, tracked_steps
+        )
+        move = functools.partial(_windowed_move, process, params, num_steps / tracked_steps)
+        parts = [_run(process, move, x, (*inputs, roles))]
     else:
         cut = tracked_steps if process.backward else num_steps - tracked_steps
         pieces = [jax.tree.map(lambda leaf: leaf[:cut], inputs)]
         pieces.append(jax.tree.map(lambda leaf: leaf[cut:], inputs))
         first, last = pieces[::-1] if process.backward else pieces
-        before = jax.lax.stop_gradient(_run(process, params, x, first))
+        before = jax.lax.stop_gradient(_run(process, move, x, first))
         middle = before[0 if process.backward else -1]
-        parts = [before, _run(process, params, middle, last)]
+        parts = [before, _run(process, move, middle, last)]
     return jnp.concatenate([*parts[::-1], x[None]] if process.backward else [x[None], *parts])
 
 
-def _run(
-    process: Process, params: Params, x: Array, inputs: tuple[EmbeddedStep, Array]
-) -> Array:
-    """The states that some steps in a row lead to, in the order of time."""
+def _run(process: Process, move: Callable[..., Array], x: Array, inputs: tuple) -> Array:
+    """The states that some moves in a row lead to, in the order of time."""
 
-    def advance(state: Array, inputs: tuple[EmbeddedStep, Array]) -> tuple[Array, Array]:
-        step, noise = inputs
-        state = gaussians.sample(process.embedded_kernel(params, state, step), noise)
+    def advance(state: Array, inputs: tuple) -> tuple[Array, Array]:
+        state = move(state, *inputs)
         return state, state
 
     return jax.lax.scan(advance, x, inputs, reverse=process.backward)[1]
+
+
+def _move(
+    process: Process, params: Params, state: Array, step: EmbeddedStep, noise: Array
+) -> Array:
+    return gaussians.sample(process.embedded_kernel(params, state, step), noise)
+
+
+_BEFORE, _WITHIN, _AFTER = range(3)
+
+
+def _roles(taken: Array, start: Array, length: int) -> Array:
+    """Where steps are of a window; over the end it goes on at the first step taken."""
+    num_steps = taken.shape[0]
+    within = (taken - start) % num_steps < length
+    first = jnp.where(start + length > num_steps, 0, start)
+    return jnp.where(within, _WITHIN, jnp.where(taken < first, _BEFORE, _AFTER))
+
+
+def _windowed_move(
+    process: Process,
+    params: Params,
+    factor: float,
+    state: Array,
+    step: EmbeddedStep,
+    noise: Array,
+    role: Array,
+) -> Array:
+    """One step whose gradient depends on where it is; branches spare what is not needed."""
+    stop = jax.lax.stop_gradient
+
+    def before(params: Params, state: Array, step: EmbeddedStep) -> Array:
+        return stop(_move(process, params, state, step, noise))
+
+    def within(params: Params, state: Array, step: EmbeddedStep) -> Array:
+        # The values as they are, to the last digit.
+        params, step = jax.tree.map(
+            lambda leaf: stop(leaf) + factor * (leaf - stop(leaf)), (params, step)
+        )
+        return _move(process, params, state, step, noise)
+
+    def after(params: Params, state: Array, step: EmbeddedStep) -> Array:
+        return _move(process, stop(params), state, stop(step), noise)
+
+    # What a branch remembers for its gradient, the others have to fill with zeros: as much work
+    # as the step itself, which is done once more instead.
+    again = functools.partial(jax.checkpoint, prevent_cse=False)
+    return jax.lax.switch(role, (before, again(within), again(after)), params, state, step)
 
 
 def step_log_densities(process: Process, params: Params, paths: Array) -> Array:

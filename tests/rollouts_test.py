@@ -383,3 +383,34 @@ def test_only_the_last_steps_are_differentiated_through(backward, key):
     for bad in (0, process.num_steps + 1):
         with pytest.raises(ValueError, match=f"tracked_steps = {bad}: must be from 1 to"):
             rollouts.simulate(key, process, params, x, tracked_steps=bad)
+
+
+@both_directions
+def test_windows_differentiated_through_average_to_the_whole_gradient(backward, key):
+    (process, _), params = curved_process(backward), jnp.array(0.8)
+    x, num_steps = jnp.array([0.4, -0.3]), process.num_steps
+
+    def cost(params, start, length):
+        path = rollouts.simulate(
+            key, process, params, x, tracked_steps=length, window_start=start
+        )
+        # Of all states, not of the end alone.
+        return jnp.sum(path**2), path
+
+    run = jax.jit(jax.value_and_grad(cost, has_aux=True), static_argnums=2)
+    (_, path), whole = run(params, None, None)
+    for length in (1, 2, num_steps - 1):
+        values, gradients = zip(
+            *(run(params, start, length) for start in jnp.arange(num_steps)), strict=True
+        )
+        for _, same in values:
+            np.testing.assert_allclose(same, path, rtol=1e-6)
+        average = jax.tree.map(lambda *leaves: sum(leaves) / num_steps, *gradients)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), average, whole)
+        assert np.ptp([float(jax.tree.leaves(g)[0]) for g in gradients]) > 1e-2
+    # A window of the last steps is K / k of what these have.
+    last = run(params, None, 2)[1]
+    windowed = run(params, jnp.asarray(num_steps - 2), 2)[1]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, num_steps / 2 * b, rtol=1e-4), windowed, last
+    )

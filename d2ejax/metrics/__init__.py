@@ -8,10 +8,13 @@ from d2ejax.metrics.bridge import path_kl as path_kl
 from d2ejax.metrics.bridge import terminal_kl as terminal_kl
 from d2ejax.metrics.distances import displacement_interpolation as displacement_interpolation
 from d2ejax.metrics.distances import energy_distance as energy_distance
+from d2ejax.metrics.distances import energy_w2 as energy_w2
 from d2ejax.metrics.distances import mmd_squared as mmd_squared
+from d2ejax.metrics.distances import sinkhorn as sinkhorn
 from d2ejax.metrics.distances import sliced_w2_squared as sliced_w2_squared
 from d2ejax.metrics.distances import transport_cost as transport_cost
 from d2ejax.metrics.distances import w1 as w1
+from d2ejax.metrics.distances import w2_on_line as w2_on_line
 from d2ejax.metrics.distances import w2_squared as w2_squared
 from d2ejax.metrics.distances import w2_squared_floor as w2_squared_floor
 from d2ejax.metrics.evidence import effective_sample_size as effective_sample_size
@@ -25,5 +28,8 @@ from d2ejax.metrics.graphs import edge_auroc as edge_auroc
 from d2ejax.metrics.graphs import edge_average_precision as edge_average_precision
 from d2ejax.metrics.modes import mode_coverage as mode_coverage
 from d2ejax.metrics.modes import mode_weights as mode_weights
+from d2ejax.metrics.particles import distances_w2 as distances_w2
+from d2ejax.metrics.particles import interatomic_distances as interatomic_distances
+from d2ejax.metrics.particles import w2_particles as w2_particles
 from d2ejax.metrics.plans import bw_uvp as bw_uvp
 from d2ejax.metrics.plans import conditional_bw_uvp as conditional_bw_uvp

@@ -1,7 +1,7 @@
 """Distances between two batches of points, and the cost of moving one onto the other."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -193,6 +193,113 @@ def energy_distance(energies: ArrayLike, true_energies: ArrayLike) -> float:
     if not (np.isfinite(energies).all() and np.isfinite(true_energies).all()):
         return float("nan")
     return float(wasserstein_distance(energies, true_energies))
+
+
+def energy_w2(energies: ArrayLike, true_energies: ArrayLike) -> float:
+    """The 2-Wasserstein distance between energies of samples and those of true samples.
+
+    Not squared: the "energy W2", or "E(·) W2", of iDEM (arXiv:2402.06121), Adjoint Sampling
+    (arXiv:2504.11713) and ASBS (arXiv:2506.22565). A few samples of very high energy make all
+    of it; `energy_distance` minds them less.
+
+    Args:
+        energies: Energy of each sample, shape `(n,)`, in nats.
+        true_energies: Energy of each true sample, shape `(m,)`, with the same constants.
+
+    Returns:
+        The distance, in nats; NaN if an energy is not finite.
+
+    Raises:
+        ValueError: If an argument is not a vector.
+    """
+    return w2_on_line(vector("energies", energies), vector("true_energies", true_energies))
+
+
+def w2_on_line(x: ArrayLike, y: ArrayLike) -> float:
+    """The 2-Wasserstein distance between two sets of numbers, of any two sizes.
+
+    W₂ = (∫ |F⁻¹(u) - G⁻¹(u)|² du)^½ between their quantile functions. Not squared.
+
+    Args:
+        x: Shape `(n,)`.
+        y: Shape `(m,)`.
+
+    Returns:
+        The distance, in units of the numbers; NaN if one is not finite.
+
+    Raises:
+        ValueError: If an argument is not a vector.
+    """
+    x, y = np.sort(vector("x", x)), np.sort(vector("y", y))
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return float("nan")
+    n, m = len(x), len(y)
+    # Where either quantile function jumps, in units of 1 / (n m).
+    jumps = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
+    gaps = x[(jumps - 1) // m] - y[(jumps - 1) // n]
+    return float(np.sum(np.diff(jumps, prepend=0) * gaps**2) / (n * m)) ** 0.5
+
+
+def sinkhorn(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    epsilon: float = 1e-3,
+    threshold: float = 1e-3,
+    max_iterations: int = 2000,
+) -> float:
+    """The "Sinkhorn distance" that samplers are compared by: an entropic cost, cut short.
+
+    min_π Σ_ij π_ij |x_i - y_j|² + ε KL(π || uniform), by the dual value that ott-jax has
+    reached after `max_iterations`. With its default settings, ε = 1e-3 and 2000 samples it is
+    what the code of SCLD evaluates (Chen et al. 2025, arXiv:2412.07081), whose numbers ASBS
+    (arXiv:2506.22565) goes by. (The variant without bias, there too, takes off the costs within
+    either set, which are 0.008.)
+
+    At this ε the iterations are far from their end, and the value far below the minimum, which
+    is from W₂² to W₂² + ε log n. Two sets of 2000 true samples of the product of five double
+    wells have .14, of a minimum of 1.19: the published .15 says no more than a perfect sampler
+    would. Compare it at equal settings and equal n alone, and read `w2_squared` beside it.
+
+    It is computed in float32, as published (float64 agrees to five digits), in 20 s of one core
+    for 2000 samples.
+
+    Args:
+        x: Shape `(n, dim)`.
+        y: Shape `(m, dim)`.
+        epsilon: ε, in squared units of the points.
+        threshold: Largest sum of the absolute errors of a marginal of the plan.
+        max_iterations: Most iterations of Sinkhorn.
+
+    Returns:
+        The cost, in squared units of the points; NaN if a point is not finite.
+
+    Raises:
+        ValueError: If the shapes do not fit or an option is not positive.
+    """
+    # Imported here: it takes a second, which most evaluations need not spend.
+    from ott.geometry import pointcloud
+    from ott.solvers import linear
+
+    x, y = points("x", x), points("y", y)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"y has shape {y.shape}: must be (m, {x.shape[1]}) to fit x")
+    options = {"epsilon": epsilon, "threshold": threshold, "max_iterations": max_iterations}
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(f"{name} = {value}: must be > 0")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return float("nan")
+
+    @jax.jit
+    def cost(x: Array, y: Array) -> Any:
+        geometry = pointcloud.PointCloud(x, y, epsilon=epsilon)
+        found = linear.solve(geometry, threshold=threshold, max_iterations=max_iterations)
+        return found.reg_ot_cost
+
+    # A strict setting of JAX is not for other packages.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return float(cost(x.astype(np.float32), y.astype(np.float32)))
 
 
 def transport_cost(x_0: ArrayLike, x_1: ArrayLike) -> Estimate:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from d2ejax import metrics
 
@@ -181,3 +182,78 @@ def test_energies_with_a_trailing_axis_and_no_directions_are_refused(key):
         metrics.energy_distance(np.zeros(4), np.zeros((4, 1)))
     with pytest.raises(ValueError, match="num_directions = 0"):
         metrics.sliced_w2_squared(key, np.zeros((4, 2)), np.ones((4, 2)), num_directions=0)
+
+
+# ---- On the line
+
+
+def test_w2_on_the_line_is_that_of_the_sorted_numbers_and_of_a_shift_its_length():
+    x, y = _cloud(0, (300,)), 2.0 + 3.0 * _cloud(1, (300,))
+    expected = metrics.w2_squared(x[:, None], y[:, None]) ** 0.5
+    np.testing.assert_allclose(metrics.w2_on_line(x, y), expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics.energy_w2(x[::-1] - 2.5, x), 2.5, rtol=1e-12)
+    # Two shapes apart, W₁ is less.
+    assert metrics.energy_w2(x, y) > 1.02 * metrics.energy_distance(x, y)
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (6, 4), (5, 5), (2, 7)])
+def test_w2_on_the_line_of_unequal_sizes_is_that_of_as_many_copies(sizes):
+    x, y = _cloud(0, sizes[:1]), 2.0 * _cloud(1, sizes[1:])
+    copies = np.sort(np.repeat(x, sizes[1])) - np.sort(np.repeat(y, sizes[0]))
+    expected = np.mean(copies**2) ** 0.5
+    np.testing.assert_allclose(metrics.w2_on_line(x, y), expected, rtol=1e-12)
+
+
+def test_energies_that_are_not_finite_are_not_judged():
+    assert np.isnan(metrics.energy_w2([0.0, np.inf], [0.0, 1.0]))
+
+
+# ---- Sinkhorn
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 5.0])
+def test_sinkhorn_of_two_points_is_the_closed_form(epsilon):
+    x, y = _cloud(0, (2, 3)), _cloud(1, (2, 3))
+    costs = ((x[:, None] - y[None]) ** 2).sum(-1)
+    # Half the mass of each row goes straight, in the ratio e^(gap / 2ε) to what is crossed.
+    gap = costs[0, 1] + costs[1, 0] - costs[0, 0] - costs[1, 1]
+    straight = 0.5 / (1.0 + np.exp(-gap / (2.0 * epsilon)))
+    plan = np.array([[straight, 0.5 - straight], [0.5 - straight, straight]])
+    expected = np.sum(plan * costs) + epsilon * np.sum(plan * np.log(plan / 0.25))
+    found = metrics.sinkhorn(x, y, epsilon=epsilon, threshold=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_sinkhorn_of_gaussians_is_the_closed_form():
+    # Janati et al. (2020, arXiv:2006.02572), theorem 1, with ε = 2 σ².
+    epsilon, shift, scale = 1.0, 0.7, 1.6
+    x = stats.norm.ppf((np.arange(300) + 0.5) / 300)[:, None]
+    y = shift + scale * x
+    a = x.var()
+    b = scale**2 * a
+    half = epsilon / 2.0
+    root = np.sqrt(4.0 * a * b + half**2)
+    expected = shift**2 + a + b - root + half * (1.0 - np.log(2.0 * half))
+    expected += half * np.log(root + half)
+    found = metrics.sinkhorn(x, y, epsilon=epsilon, threshold=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=3e-3)
+    # ε tells: without it the cost would be this.
+    assert abs(found - (shift**2 + a * (scale - 1.0) ** 2)) > 0.1
+
+
+def test_sinkhorn_cut_short_lies_below_what_it_tends_to():
+    x, y = 3.0 * _cloud(0, (40, 2)), 3.0 * _cloud(1, (40, 2))
+    exact, epsilon = metrics.w2_squared(x, y), 0.02
+    short = metrics.sinkhorn(x, y, epsilon=epsilon, max_iterations=10)
+    long = metrics.sinkhorn(x, y, epsilon=epsilon, max_iterations=4000)
+    assert exact < long < exact + epsilon * np.log(40)
+    assert short < 0.9 * exact
+
+
+def test_sinkhorn_refuses_what_does_not_fit():
+    x = _cloud(0, (3, 2))
+    with pytest.raises(ValueError, match=r"must be \(m, 2\) to fit x"):
+        metrics.sinkhorn(x, _cloud(0, (3, 1)))
+    with pytest.raises(ValueError, match=r"epsilon = 0\.0: must be > 0"):
+        metrics.sinkhorn(x, x, epsilon=0.0)
+    assert np.isnan(metrics.sinkhorn(x, np.full((3, 2), np.nan)))
