@@ -262,7 +262,8 @@ def roll_out(given: AdjointSampler, key: Key, state: State) -> State:
     buffer = state.buffer
     if given.particles is not None and buffer is not None:
         if given.add_ends:
-            buffer = particles.add(given.particles, buffer, ends, log_target)
+            log_densities = jax.vmap(log_target)(ends)
+            buffer = particles.add(given.particles, buffer, ends, log_densities)
         _, goals = replay_buffer.sample(goal_key, buffer, size)
         anchors, potentials = source_anchors(given, anchor_key, model.average)
         partner = partners.semi_discrete(

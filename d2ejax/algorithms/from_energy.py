@@ -42,11 +42,12 @@ def objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buff
     )
     starts, ends = paths[:, 0, half.start_end], paths[:, -1, half.goal_end]
     inverse_temperature = half.inverse_temperature(inputs.step)
-    log_goal = endpoints.log_density(half.goal)
+    # Once for all that asks for it: an energy may be dear.
+    energies = jax.vmap(jax.vmap(endpoints.log_density(half.goal)))(paths[:, :, half.goal_end])
     explorer = half.particles[half.goal_end]
     if half.add_ends and explorer is not None:
         goal_buffer = _filled(buffers, half.goal_end)
-        goal_buffer = particles.add(explorer, goal_buffer, ends, log_goal)
+        goal_buffer = particles.add(explorer, goal_buffer, ends, energies[:, -1])
         buffers = _replace(buffers, half.goal_end, goal_buffer)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
@@ -54,9 +55,7 @@ def objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buff
             paths,
             log_trained=lambda p: rollouts.log_density(half.trained, params["drift"], p),
             log_opposite=partner.log_density,
-            log_goal=jax.vmap(
-                jax.vmap(lambda p: inverse_temperature * log_goal(p[half.goal_end]))
-            ),
+            log_goal=lambda _: inverse_temperature * energies,
         )
         value = _balance_loss(half, params, starts, log_ratios, partner.in_closed_form)
         anchors = jnp.mean(jax.vmap(partner.effective_anchors)(ends))

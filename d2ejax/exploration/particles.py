@@ -38,11 +38,11 @@ def init(key: Key, particles: Particles, log_density: LogDensity) -> ReplayBuffe
     """A buffer filled with noise, be the energy finite there or not."""
     positions = particles.restart(key, particles.size)
     buffer = replay_buffer.init(particles.size, positions.shape[1])
-    return replay_buffer.add(buffer, positions, _priorities(particles, positions, log_density))
+    return replay_buffer.add(buffer, positions, _scored(particles, positions, log_density))
 
 
 def add(
-    particles: Particles, buffer: ReplayBuffer, positions: Array, log_density: LogDensity
+    particles: Particles, buffer: ReplayBuffer, positions: Array, log_densities: Array
 ) -> ReplayBuffer:
     """Adds points, but for those without a finite log-density.
 
@@ -52,21 +52,29 @@ def add(
         particles: How the end is explored.
         buffer: The particles.
         positions: `(n, dim)`.
-        log_density: The end's log-density.
+        log_densities: The end's log-density at each, `(n,)`: whoever has points to add has
+            evaluated it already, and it may be dear.
 
     Returns:
         The buffer.
     """
-    finite = jnp.isfinite(jax.vmap(log_density)(positions))
-    priorities = _priorities(particles, positions, log_density)
+    finite = jnp.isfinite(log_densities)
+    priorities = _priorities(particles, log_densities)
     return replay_buffer.add(buffer, positions, jnp.where(finite, priorities, -jnp.inf))
 
 
-def _priorities(particles: Particles, positions: Array, log_density: LogDensity) -> Array:
-    """Log-priorities: all alike where they do not matter, never an empty slot's -∞."""
+def _scored(particles: Particles, positions: Array, log_density: LogDensity) -> Array:
+    """Log-priorities of positions; the energy is evaluated only where they hang on it."""
     if not particles.priority_power:
         return jnp.zeros(positions.shape[0])
-    values = particles.priority_power * jax.vmap(log_density)(positions)
+    return _priorities(particles, jax.vmap(log_density)(positions))
+
+
+def _priorities(particles: Particles, log_densities: Array) -> Array:
+    """Log-priorities: all alike where they do not matter, never an empty slot's -∞."""
+    if not particles.priority_power:
+        return jnp.zeros_like(log_densities)
+    values = particles.priority_power * log_densities
     return jnp.where(jnp.isfinite(values), values, -1e30)
 
 
@@ -112,5 +120,5 @@ def _refresh_all(
     positions = jnp.where(restarted[:, None], noise, buffer.positions)
     positions, acceptance = chain(chain_key, positions, log_density)
     slots = jnp.arange(buffer.size, dtype=jnp.int32)
-    priorities = _priorities(particles, positions, log_density)
+    priorities = _scored(particles, positions, log_density)
     return replay_buffer.update(buffer, slots, positions, priorities), acceptance

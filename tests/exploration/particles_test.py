@@ -124,7 +124,9 @@ def test_priorities_follow_the_density_where_a_particle_comes_in_and_where_it_mo
     which = explorer(priority_power=power, refresh_every=1)
     buffer = particles.init(key, which, log_density)
     points = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
-    buffer = gaussian_case.jit(lambda: particles.add(which, buffer, points, log_density))()
+    buffer = gaussian_case.jit(
+        lambda: particles.add(which, buffer, points, jax.vmap(log_density)(points))
+    )()
     np.testing.assert_allclose(buffer.log_weights[:2], [power * 1.0, power * -6.0])
     after, _ = run(jax.random.key(1), which, buffer, 0)
     # Every move raises this log-density by 1² + 2².
@@ -143,5 +145,5 @@ def test_a_point_without_a_finite_energy_does_not_come_in(key):
     which = explorer(size=4)
     buffer = particles.init(key, which, log_density)
     points = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
-    after = particles.add(which, buffer, points, lambda x: jnp.log(x[0]))
+    after = particles.add(which, buffer, points, jnp.log(points[:, 0]))
     np.testing.assert_array_equal(np.isfinite(after.log_weights), [True, False, True, True])
