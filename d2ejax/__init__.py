@@ -21,6 +21,8 @@ from d2ejax.algorithms.adjoint import AdjointStages as AdjointStages
 from d2ejax.algorithms.adjoint import adjoint_sampler as adjoint_sampler
 from d2ejax.algorithms.adjoint_objective import AdjointSampler as AdjointSampler
 from d2ejax.algorithms.base import Algorithm as Algorithm
+from d2ejax.algorithms.diffusion_model import DiffusionModel as DiffusionModel
+from d2ejax.algorithms.diffusion_model import diffusion_model as diffusion_model
 from d2ejax.algorithms.enot import Enot as Enot
 from d2ejax.algorithms.enot import enot as enot
 from d2ejax.algorithms.fine_tuning import FineTuning as FineTuning

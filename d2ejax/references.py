@@ -165,6 +165,29 @@ def reverse(reference: Reference, t_max: float) -> Reference:
     )
 
 
+def time_reversed(reference: Reference, t_max: float) -> Reference:
+    """The reference by the clock T - t, under the measure that it leaves as it is.
+
+    The references here are reversible: under their stationary Gaussian, or where there is no
+    drift a flat measure, a path read backward is a path of the same process but for its noise
+    schedule, which is read backward as well. So where that rises to T this one falls, as that
+    of a diffusion model does on its way from noise to data.
+
+    Args:
+        reference: The process.
+        t_max: The final time T.
+
+    Returns:
+        The process of that clock; for a noise that is always the same, the reference again.
+    """
+    return Reference(
+        drift=lambda x, t: reference.drift(x, t_max - t),
+        diffusion=lambda t: reference.diffusion(t_max - t),
+        scale=lambda s, t: reference.scale(t_max - t, t_max - s),
+        variance=lambda s, t: reference.variance(t_max - t, t_max - s),
+    )
+
+
 def transition(reference: Reference, x_s: Array, s: Time, t: Time) -> Gaussian:
     """The exact law of x_t given x_s.
 

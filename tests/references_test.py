@@ -65,6 +65,23 @@ def test_transition_solves_the_moment_equations(reference, s, t):
     )
 
 
+@pytest.mark.parametrize("name", REFERENCES)
+def test_reversed_in_time_it_is_a_reference_with_the_same_rest(name):
+    reference = REFERENCES[name]
+    reverse = references.time_reversed(reference, T_MAX)
+    test_transition_solves_the_moment_equations(reverse, 0.3, 1.1)
+    x = jnp.asarray([0.7, -1.9])
+    for t in (0.0, 0.4):
+        # f/g² is half the score of what it leaves as it is, and that stays what it was.
+        scores = (law.drift(x, t) / law.diffusion(t) ** 2 for law in (reference, reverse))
+        np.testing.assert_allclose(*scores, rtol=1e-5)
+        np.testing.assert_allclose(reverse.diffusion(t), reference.diffusion(T_MAX - t))
+        if name in ("brownian", "ornstein_uhlenbeck"):
+            np.testing.assert_allclose(
+                reverse.variance(t, 1.1), reference.variance(t, 1.1), rtol=1e-5
+            )
+
+
 @every_reference
 def test_the_reverse_is_a_reference_with_the_same_bridges(reference):
     reverse = references.reverse(reference, T_MAX)

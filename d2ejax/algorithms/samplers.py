@@ -44,6 +44,8 @@ from d2ejax.typing import Array, Key, Params
 
 Loss = Literal["log_variance", "trajectory_balance", "subtrajectory_balance", "path_kl"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
+Window = Literal["last", "random"]
+WINDOWS: tuple[Window, ...] = get_args(Window)
 
 
 class Sampler(NamedTuple):
@@ -67,7 +69,9 @@ class Sampler(NamedTuple):
         inverse_temperature: Schedule of the factor of the target's energy.
         add_ends: Whether the ends of paths join the particles.
         decay: λ of sub-trajectory balance, per step.
-        tracked_steps: Steps that "path_kl" is differentiated through, the last ones; None: all.
+        tracked_steps: Steps that "path_kl" is differentiated through; None: all.
+        window: Which steps these are: "last", which is biased, or "random", a window drawn for
+            each batch, which is not, and noisier; see `rollouts.simulate`.
     """
 
     loss: Loss
@@ -86,6 +90,7 @@ class Sampler(NamedTuple):
     add_ends: bool = True
     decay: float = 0.9
     tracked_steps: int | None = None
+    window: Window = "last"
 
 
 class State(NamedTuple):
@@ -212,7 +217,9 @@ def _balanced(
     )
     paths = groups.reshape(-1, *groups.shape[2:])
     log_prior = jax.vmap(endpoints.log_density(given.prior))(paths[:, 0])
-    log_target = _log_target(given, paths[:, -1], step)
+    # Once for all that asks for it: an energy may be dear.
+    energies = jax.vmap(endpoints.log_density(given.target))(paths[:, -1])
+    log_target = given.inverse_temperature(step) * energies
     log_reversal = rollouts.step_log_densities(given.reversal, None, paths)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
@@ -227,21 +234,32 @@ def _balanced(
         flows = _log_flows(given, params, paths, log_prior, log_target, step)
         return losses.subtrajectory_balance_loss(log_ratios, flows, decay=given.decay), metrics
 
-    return loss, _with_ends(given, buffer, groups[:, 1, -1])
+    if given.add_ends:
+        own = energies.reshape(groups.shape[:2])[:, 1]
+        buffer = particles.add(given.particles, buffer, groups[:, 1, -1], own)
+    return loss, buffer
 
 
 def _controlled(
     given: Sampler, key: Key, params: Params, buffer: ReplayBuffer, step: Array
 ) -> tuple[Objective, ReplayBuffer]:
     """The KL divergence of the path laws, differentiated through its own paths."""
-    start_key, path_key = jax.random.split(key)
+    start_key, path_key, window_key = jax.random.split(key, 3)
     starts = endpoints.sampler(given.prior)(start_key, given.batch_size)
     keys = jax.random.split(path_key, given.batch_size)
+    window_start = None
+    if given.window == "random":
+        window_start = jax.random.randint(window_key, (), 0, given.process.num_steps)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
         def one(key: Key, x: Array) -> Array:
             return rollouts.simulate(
-                key, given.process, params["drift"], x, tracked_steps=given.tracked_steps
+                key,
+                given.process,
+                params["drift"],
+                x,
+                tracked_steps=given.tracked_steps,
+                window_start=window_start,
             )
 
         paths = jax.vmap(one)(keys, starts)
@@ -288,12 +306,6 @@ def _log_target(given: Sampler, ends: Array, step: Array) -> Array:
     return given.inverse_temperature(step) * jax.vmap(log_density)(ends)
 
 
-def _with_ends(given: Sampler, buffer: ReplayBuffer, ends: Array) -> ReplayBuffer:
-    if not given.add_ends:
-        return buffer
-    return particles.add(given.particles, buffer, ends, endpoints.log_density(given.target))
-
-
 def _first_log_z(given: Sampler, key: Key) -> Array:
     """What the untrained process, which is the reference, says of log Z: the median of -ℓ."""
     start_key, path_key = jax.random.split(key)
@@ -310,6 +322,8 @@ def _first_log_z(given: Sampler, key: Key) -> Array:
 def _check(given: Sampler) -> None:
     if given.loss not in LOSSES:
         raise ValueError(f"loss = {given.loss!r}: must be one of {LOSSES}")
+    if given.window not in WINDOWS:
+        raise ValueError(f"window = {given.window!r}: must be one of {WINDOWS}")
     if given.loss == "subtrajectory_balance" and given.flow is None:
         raise ValueError("flow = None: must be a network with the loss 'subtrajectory_balance'")
     if given.batch_size < 2 or given.batch_size % 2:

@@ -363,7 +363,7 @@ def test_what_is_missing_is_named():
 
 
 @pytest.mark.parametrize("corrector", ["learned", "semi_discrete"])
-def test_the_drift_of_a_mixture_is_found(corrector):
+def test_the_drift_of_a_mixture_and_its_log_z_are_found(corrector):
     pair, (law, grid) = recovery_test.pair(), (recovery_test.LAW, recovery_test.GRID)
     network = recovery_test.NETWORK
     embedded = network.apply
@@ -380,7 +380,7 @@ def test_the_drift_of_a_mixture_is_found(corrector):
         law=law,
         grid=grid,
         source=endpoints.restrict(pair.source, "samples"),
-        target=endpoints.restrict(pair.target, "energy"),
+        target=endpoints.restrict(recovery_test.shifted(pair.target), "energy"),
         learn_variance=True,
         potential=recovery_test.POTENTIAL_NETWORK,
         score=vector,
@@ -408,5 +408,6 @@ def test_the_drift_of_a_mixture_is_found(corrector):
     )
     state = recovery_test.trained(algorithm, stages.total)
     assert int(state.skipped) == 0
-    error = recovery_test.drift_error(forward, state.models[adjoint.FORWARD].average["drift"])
-    assert error < 0.05
+    params = state.models[adjoint.FORWARD].average["drift"]
+    assert recovery_test.drift_error(forward, params) < 0.05
+    recovery_test.assert_log_z(forward, params)
