@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import fields, validation, workdir
+from experiments import bases, fields, validation, workdir
 from experiments.errors import InputError, one_line
 
 USAGE = """python -m experiments.run --config=FILE [--config.KEY=VALUE ...] [flags]
@@ -170,7 +170,10 @@ def _validated(config: ConfigDict) -> ConfigDict:
     from d2ejax import parallel
 
     parallel.cut_cpu(devices)
-    return validation.validate(config)
+    checked = validation.validate(config)
+    if checked.method == "fine_tuning":
+        bases.read(checked)
+    return checked
 
 
 def _check_output(output: Path, directory: Path) -> None:

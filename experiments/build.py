@@ -6,22 +6,25 @@ Nothing here simulates or trains; it wires functions of the library together.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from d2ejax import kernels
+from d2ejax import kernels, parallel
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.endpoints.base import Endpoint, restrict
 from d2ejax.exact.base import ExactBridge
 from d2ejax.flows import Velocity
 from d2ejax.kernels import Process
+from d2ejax.metrics.base import HostArray
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Params
-from experiments import ends, wiring
-from experiments.methods import METHODS
-from experiments.wiring import Observed, Room
+from d2ejax.typing import Key, Params
+from experiments import bases, checkpoints, ends, tilts, wiring, workdir
+from experiments.methods import METHODS, fine_tuning
+from experiments.wiring import Base, Observed, Room
 
 
 class Experiment(NamedTuple):
@@ -47,6 +50,10 @@ class Experiment(NamedTuple):
         graph: Maps the state to the parameters of the drift that has a graph; None without.
         bridge: The exact bridge, where the two ends were made as a pair.
         observed: The snapshots, where the ends are those of a process observed at more times.
+        has_bridge: Whether the Schrödinger bridge of its ends is what is sought; False for
+            diffusion models and what is made of them.
+        measure: Maps a key, the state and paths of the forward process to what else there is to
+            be measured of these; None for nothing.
     """
 
     algorithm: Algorithm
@@ -66,6 +73,8 @@ class Experiment(NamedTuple):
     graph: Callable[[Any], Params] | None
     bridge: ExactBridge | None
     observed: Observed | None
+    has_bridge: bool = True
+    measure: Callable[[Key, Any, HostArray], dict[str, Any]] | None = None
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -79,6 +88,7 @@ def build(config: ConfigDict) -> Experiment:
 
     Raises:
         ValueError: If the batch does not divide over the devices or the buffer is too small.
+        InputError: If what is to be fine-tuned is not there, or is something else.
     """
     METHODS[config.method].check(config)
     source, target, bridge, snapshots = ends.build_ends(config)
@@ -91,6 +101,10 @@ def build(config: ConfigDict) -> Experiment:
         restrict(target, config.target.access),
     )
     room = Room(seen, law, grid, reference, *_between(observed))
+    if config.method == "fine_tuning":
+        base = _restore_base(config)
+        # The law that its paths are to end in, and no longer that of a pair.
+        room, target, bridge = room._replace(base=base), base.tilt.endpoint, None
     method = METHODS[config.method].build(config, room)
     return Experiment(
         **method._asdict(),
@@ -102,6 +116,27 @@ def build(config: ConfigDict) -> Experiment:
         bridge=bridge,
         observed=observed,
     )
+
+
+def _restore_base(config: ConfigDict) -> Base:
+    """What a fine-tuning starts from, by the newest checkpoint of that run."""
+    given = bases.read(config)
+    saved = checkpoints.read(Path(config.fine_tuning.base) / workdir.CHECKPOINTS)
+    found = build(given)
+    trainer = parallel.data_parallel(found.algorithm, backend=config.parallel.backend)
+    state = parallel.unreplicate(checkpoints.to_judge(saved, trainer, given.seed))
+    # On the host: they are constants to what is compiled for all devices.
+    forward_params, backward_params = jax.device_get(
+        (found.forward_params(state), found.backward_params(state))
+    )
+    reward = fine_tuning.reward(config)
+    if given.method == "diffusion":
+        tilt = tilts.of_data(found.target, reward)
+    else:
+        tilt = tilts.of_process(
+            found.forward, forward_params, found.source, found.target, reward
+        )
+    return Base(found.forward, forward_params, found.backward, backward_params, tilt)
 
 
 def _between(observed: Observed | None) -> tuple[tuple[Endpoint, ...], tuple[int, ...]]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from d2ejax.parallel import Trainer
 from experiments import workdir
 from experiments.errors import InputError
 
@@ -153,6 +154,24 @@ def of_first_device(saved: Saved, like: Any) -> Saved:
     }
     described = {name: _describe(array) for name, array in arrays.items()}
     return saved._replace(leaves=empty | described, arrays=arrays)
+
+
+def to_judge(saved: Saved, trainer: Trainer, seed: int) -> Any:
+    """The state of a checkpoint on the devices of a trainer, whatever those that trained it.
+
+    Args:
+        saved: From `read`.
+        trainer: Of the same algorithm.
+        seed: Of the run.
+
+    Returns:
+        The state of all devices, each with that of the first.
+
+    Raises:
+        InputError: If the checkpoint holds a state of another kind.
+    """
+    like = trainer.init(jax.random.key(seed))
+    return place(of_first_device(saved, like), like)
 
 
 def _read(path: Path, handler: Any, args: Any) -> Any:

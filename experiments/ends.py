@@ -125,4 +125,5 @@ def build_reference(config: ConfigDict) -> Reference:
             given.beta_min, given.beta_max, t_max
         ),
     }
-    return makers[given.name]()
+    made = makers[given.name]()
+    return references.time_reversed(made, t_max) if given.reversed else made

@@ -49,14 +49,21 @@ CORRECTORS_OF_METHOD: dict[str, tuple["Corrector", ...]] = {
 FROM_ENERGY = ("sampler", *CORRECTORS_OF_METHOD)
 """Methods that are not IPF and need the energy of the target."""
 
-WITHOUT_HALF_STEPS = (*COUPLING_OF_METHOD, "lightsb", "enot", *FROM_ENERGY)
+OF_GENERATIVE_MODELS = ("diffusion", "fine_tuning")
+"""Methods that train a process and know its opposite."""
+
+WITHOUT_HALF_STEPS = (
+    *COUPLING_OF_METHOD,
+    "lightsb",
+    "enot",
+    *FROM_ENERGY,
+    *OF_GENERATIVE_MODELS,
+)
 """Methods that are not IPF."""
 
 FIELDS: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
-    "method": choice(
-        "ipf", *LOSS_OF_METHOD, *COUPLING_OF_METHOD, "lightsb", "enot", *FROM_ENERGY
-    ),
+    "method": choice("ipf", *LOSS_OF_METHOD, *WITHOUT_HALF_STEPS),
     "source.name": text(),
     "source.access": choice("samples", "energy"),
     "source.options": mapping(),
@@ -77,6 +84,7 @@ FIELDS: dict[str, Rule] = {
     "reference.sigma_max": number(above=0),
     "reference.beta_min": number(above=0),
     "reference.beta_max": number(above=0),
+    "reference.reversed": boolean(),
     "reference.discretisation": choice("euler", "exact"),
     "grid.num_steps": integer(1),
     "grid.t_max": number(above=0),
@@ -142,6 +150,7 @@ FIELDS: dict[str, Rule] = {
     ),
     "sampler.decay": number(above=0, at_most=1),
     "sampler.tracked_steps": integer(0),
+    "sampler.window": choice("last", "random"),
     "adjoint.iterations": integer(1),
     "adjoint.forward_steps": integer(1),
     "adjoint.corrector_steps": integer(1),
@@ -157,6 +166,22 @@ FIELDS: dict[str, Rule] = {
     "adjoint.max_gradient": number(above=0),
     "adjoint.curvature": number(at_least=0),
     "adjoint.damping": number(at_least=0),
+    "diffusion.num_steps": integer(1),
+    "fine_tuning.base": file_name(),
+    "fine_tuning.loss": choice(
+        "relative_trajectory_balance",
+        "log_variance",
+        "control",
+        "policy_gradient",
+        "adjoint_matching",
+    ),
+    "fine_tuning.reward.name": text(),
+    "fine_tuning.reward.options": mapping(),
+    "fine_tuning.temperature": number(above=0),
+    "fine_tuning.num_steps": integer(1),
+    "fine_tuning.num_paths": integer(1),
+    "fine_tuning.tracked_steps": integer(0),
+    "fine_tuning.noise": number(above=0, at_most=1),
     "optimiser.name": choice("adamw", "muon"),
     "optimiser.learning_rate": number(above=0),
     "optimiser.backward_ratio": number(above=0),
@@ -189,6 +214,8 @@ FIELDS: dict[str, Rule] = {
     "evaluate.num_samples": integer(2),
     "evaluate.num_paths": integer(2),
     "evaluate.flow": boolean(),
+    "evaluate.smc": boolean(),
+    "evaluate.sinkhorn": boolean(),
     "evaluate.reference": file_name(),
     "evaluate.plots": boolean(),
 }

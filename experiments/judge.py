@@ -16,6 +16,7 @@ from d2ejax.exact.base import ExactBridge, HostArray
 from d2ejax.exact.gaussian import GaussianBridge, gaussian_bridge
 from d2ejax.exact.grid import grid_bridge
 from d2ejax.metrics import Estimate
+from d2ejax.sequential_monte_carlo import Weighted, geometric_path, sequential_monte_carlo
 from d2ejax.typing import Array, Key
 from experiments import memory
 from experiments.build import Experiment
@@ -30,11 +31,8 @@ SCORED = 512
 PROBED = 512
 """Ends that W2² is between while training goes on."""
 
-_FLOOR_PAIRS = 3
-"""The sampling floor of W2² varies several-fold from one pair of sample sets to the next."""
-
-_MANY_SAMPLES = 5000
-"""From here on it varies little, and a pair takes a minute: one will do."""
+WEIGHTED = 2000
+"""Particles of one run of sequential Monte Carlo."""
 
 
 class Paths(NamedTuple):
@@ -65,6 +63,7 @@ class Judge:
         self.experiment = experiment
         self._forward = jax.jit(lambda state, key: _simulate(experiment, state, key, False))
         self._backward = jax.jit(lambda state, key: _simulate(experiment, state, key, True))
+        self._weigh = jax.jit(functools.partial(_weigh, experiment))
         self._log_ratios = jax.jit(functools.partial(_log_ratios, experiment))
         self._drifts = jax.jit(functools.partial(_drifts, experiment))
         self._continue = jax.jit(functools.partial(_continue, experiment))
@@ -90,7 +89,7 @@ class Judge:
             estimates = bridge_metrics(paths, self.bridge)
             found = {name: float(e.value) for name, e in estimates.items() if e is not None}
         if self.experiment.target.sample is not None:
-            true = _true_ends(self.experiment, end_key, PROBED)
+            true = true_ends(self.experiment, end_key, PROBED)
             found["w2_squared"] = metrics.w2_squared(paths.paths[:PROBED, -1], true)
         return found
 
@@ -101,6 +100,10 @@ class Judge:
     def backward(self, state: Any, key: Key, n: int) -> Paths:
         """Paths of the backward process started in true samples of the target."""
         return _in_chunks(self._backward, state, key, n)
+
+    def weighted(self, state: Any, key: Key) -> Weighted:
+        """Resampled paths of the forward process with their weights; see `sampling`."""
+        return self._weigh(state, key)
 
     def log_ratios(self, state: Any, paths: HostArray) -> HostArray:
         """Log-densities of given paths, less those of the reference, `(n,)`."""
@@ -140,6 +143,40 @@ def _simulate(experiment: Experiment, state: Any, key: Key, backward: bool) -> P
         log_backward=rollouts.log_density(experiment.backward, backward_params, paths),
         log_reference=rollouts.log_density(*reference, paths),
     )
+
+
+def _weigh(experiment: Experiment, state: Any, key: Key) -> Weighted:
+    """Sequential Monte Carlo from the reference's marginals to the target, geometrically."""
+    source, grid, moments = experiment.source, experiment.grid, isotropic_moments(experiment)
+    if moments is None:
+        raise ValueError(f"source {source.name!r}: must be a Gaussian of one variance")
+    along = references.gaussian_marginals(
+        experiment.law, grid, mean=jnp.asarray(moments[0], jnp.float32), variance=moments[1]
+    )
+
+    def log_marginals(k: Array, x: Array) -> Array:
+        return along(jnp.broadcast_to(x, (grid.num_steps + 1, *x.shape)))[k]
+
+    log_target = endpoints.log_density(experiment.target)
+    log_densities = geometric_path(log_marginals, log_target, grid.times / grid.t_max)
+    start_key, path_key = jax.random.split(key)
+    return sequential_monte_carlo(
+        path_key,
+        (experiment.forward, experiment.backward),
+        (experiment.forward_params(state), experiment.backward_params(state)),
+        endpoints.sampler(source)(start_key, WEIGHTED),
+        log_densities,
+    )
+
+
+def isotropic_moments(experiment: Experiment) -> tuple[HostArray, float] | None:
+    """Mean and variance of the source; None unless it is a Gaussian of one variance."""
+    if experiment.source.moments is None:
+        return None
+    mean, covariance = experiment.source.moments
+    variance = float(covariance[0, 0])
+    one = np.allclose(covariance, variance * np.eye(len(mean)), atol=1e-6 * variance)
+    return (mean, variance) if one else None
 
 
 def kernel_drift(experiment: Experiment, state: Any, step: kernels.Step, x: Array) -> Array:
@@ -207,8 +244,8 @@ def exact_bridge(experiment: Experiment) -> ExactBridge | None:
     """The true bridge where it is known: a pair's, of Gaussians, of densities in 1-D or 2-D."""
     if experiment.bridge is not None:
         return experiment.bridge
-    if experiment.observed is not None:
-        return None  # What is joined is more than the two ends.
+    if experiment.observed is not None or not experiment.has_bridge:
+        return None  # What is sought joins more than the two ends, or not at the least cost.
     source, target = experiment.source, experiment.target
     t_max = float(experiment.grid.t_max)
     if source.moments is not None and target.moments is not None:
@@ -302,53 +339,8 @@ def evidence_metrics(
     }
 
 
-def sample_metrics(
-    experiment: Experiment, forward: Paths, key: Key, num_samples: int
-) -> dict[str, Any]:
-    """Distances of the end of the forward process from true samples of the target."""
-    ends = forward.paths[:, -1]
-    target, transport = experiment.target, metrics.transport_cost(forward.paths[:, 0], ends)
-    if target.sample is None:
-        return {"transport_cost": transport}
-    true_key, floor_key, direction_key = jax.random.split(key, 3)
-    true = _true_ends(experiment, true_key, num_samples)
-    num_floors = 1 if num_samples >= _MANY_SAMPLES else _FLOOR_PAIRS
-    found = {
-        "w2_squared": metrics.w2_squared(ends[:num_samples], true),
-        "w2_squared_floor": np.mean(
-            [
-                metrics.w2_squared_floor(k, endpoints.sampler(target), num_samples)
-                for k in jax.random.split(floor_key, num_floors)
-            ]
-        ),
-        "sliced_w2_squared": metrics.sliced_w2_squared(direction_key, ends[:num_samples], true),
-        "mmd_squared": metrics.mmd_squared(ends[:num_samples], true),
-        "transport_cost": transport,
-    }
-    if target.log_density is not None:
-        energies = (-host_log_density(target)(x) for x in (ends[:num_samples], true))
-        found["energy_distance"] = metrics.energy_distance(*energies)
-    if target.modes is not None and target.mode_weights is not None:
-        weights = metrics.mode_weights(ends, target.modes)
-        found["mode_coverage"] = metrics.mode_coverage(weights, target.mode_weights)
-        found["mode_weights"] = [round(float(w), 4) for w in weights]
-    return found
-
-
-def flow_metrics(
-    judged: Judge, state: Any, forward: Paths, key: Key, num_samples: int
-) -> dict[str, float]:
-    """W2² of the ends of the probability flow, from the starts of the forward paths.
-
-    To the same true samples as in `sample_metrics` with this key.
-    """
-    ends = judged.flow_paths(state, forward.paths[:num_samples, 0])[:, -1]
-    true_key, _, _ = jax.random.split(key, 3)
-    true = _true_ends(judged.experiment, true_key, num_samples)
-    return {"w2_squared_ode": metrics.w2_squared(ends, true)}
-
-
-def _true_ends(experiment: Experiment, key: Key, n: int) -> HostArray:
+def true_ends(experiment: Experiment, key: Key, n: int) -> HostArray:
+    """True samples of the target, for metrics alone, `(n, dim)`."""
     return np.asarray(endpoints.sampler(experiment.target)(key, n), np.float64)
 
 

@@ -90,6 +90,7 @@ _STEPS_OF_METHOD = {
     "lightsb": ("light", "backward_steps"),
     "sampler": ("sampler", "num_steps"),
     "enot": ("enot", "num_steps", "backward_steps"),
+    **{name: (name, "num_steps") for name in fields.OF_GENERATIVE_MODELS},
     **dict.fromkeys(fields.COUPLING_OF_METHOD, ("matching", "num_steps")),
     **dict.fromkeys(
         fields.CORRECTORS_OF_METHOD, ("adjoint", "forward_steps", "backward_steps")

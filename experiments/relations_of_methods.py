@@ -18,10 +18,14 @@ def resolve_corrector(config: ConfigDict) -> "Corrector":
 
 
 def _sampled_relation(end: str) -> Relation:
-    """All methods but IPF itself, and those from an energy, need samples of both ends."""
+    """All methods but IPF itself, and those from an energy, need samples of both ends.
+
+    To fine-tuning the target is what its base was trained on.
+    """
+    free = ("ipf", *fields.FROM_ENERGY, *(("fine_tuning",) if end == "target" else ()))
     return Relation(
         f"{end}.access",
-        lambda c: c.method in ("ipf", *fields.FROM_ENERGY) or c[end].access == "samples",
+        lambda c: c.method in free or c[end].access == "samples",
         lambda c: f"'samples' with method = {c.method!r}",
     )
 
@@ -128,6 +132,13 @@ RELATIONS_OF_ENOT: tuple[Relation, ...] = (
 )
 """Conditions of entropic neural optimal transport."""
 
+
+def _cuts(config: ConfigDict) -> bool:
+    """Whether the path-wise KL is differentiated through some of the steps alone."""
+    some = 0 < config.sampler.tracked_steps < config.grid.num_steps
+    return some and config.sampler.loss == "path_kl"
+
+
 RELATIONS_OF_SAMPLERS: tuple[Relation, ...] = (
     Relation(
         "source.name",
@@ -144,8 +155,122 @@ RELATIONS_OF_SAMPLERS: tuple[Relation, ...] = (
         lambda c: c.method != "sampler" or c.sampler.tracked_steps <= c.grid.num_steps,
         lambda c: f"at most grid.num_steps = {c.grid.num_steps}; 0 for all",
     ),
+    Relation(
+        "sampler.window",
+        lambda c: c.method != "sampler" or c.sampler.window == "last" or _cuts(c),
+        lambda c: (
+            "'last' unless sampler.loss = 'path_kl' is differentiated through "
+            "sampler.tracked_steps, from 1 to one less than grid.num_steps"
+        ),
+    ),
 )
 """Conditions of diffusion samplers."""
+
+_FLAT = {
+    "brownian": lambda given, t_max: given.sigma * t_max**0.5,
+    "variance_exploding": lambda given, t_max: given.sigma_max,
+}
+_AT_REST = {
+    "ornstein_uhlenbeck": lambda given: given.sigma / (2.0 * given.rate) ** 0.5,
+    "variance_preserving": lambda given: 1.0,
+}
+"""The standard deviation of the noise that each reference makes of data."""
+
+
+def _noise(config: ConfigDict) -> float:
+    given = config.reference
+    if given.name in _FLAT:
+        return _FLAT[given.name](given, config.grid.t_max)
+    return _AT_REST[given.name](given)
+
+
+def _starts_in_noise(config: ConfigDict) -> bool:
+    """To the noise of a reference without drift the data may add what they spread."""
+    std, noise = config.source.options.get("std", 1.0), _noise(config)
+    most = noise if config.reference.name in _AT_REST else float("inf")
+    return 0.99 * noise <= std <= 1.01 * most
+
+
+RELATIONS_OF_DIFFUSION: tuple[Relation, ...] = (
+    Relation(
+        "reference.reversed",
+        lambda c: not c.reference.reversed or c.reference.name.startswith("variance_"),
+        lambda c: f"false with reference.name = {c.reference.name!r}: its noise stays the same",
+    ),
+    Relation(
+        "reference.reversed",
+        lambda c: (
+            c.method != "diffusion"
+            or c.reference.reversed
+            or not c.reference.name.startswith("variance_")
+        ),
+        lambda c: "true with method = 'diffusion': large noise where paths start in noise",
+    ),
+    Relation(
+        "reference.discretisation",
+        lambda c: c.method != "diffusion" or c.reference.discretisation == "exact",
+        lambda c: "'exact' with method = 'diffusion', whose noise is made by exact steps",
+    ),
+    Relation(
+        "source.name",
+        lambda c: c.method != "diffusion" or c.source.name == "gaussian",
+        lambda c: "'gaussian' with method = 'diffusion': what the reference makes of data",
+    ),
+    Relation(
+        "source.options",
+        lambda c: (
+            c.method != "diffusion"
+            or (not {"mean", "covariance"} & set(c.source.options) and _starts_in_noise(c))
+        ),
+        lambda c: (
+            f"of a centred Gaussian with std = {_noise(c):.4g}"
+            f"{'' if c.reference.name in _AT_REST else ' or more'}, what reference.name = "
+            f"{c.reference.name!r} makes of data"
+        ),
+    ),
+)
+"""Conditions of diffusion models and their noise."""
+
+RELATIONS_OF_FINE_TUNING: tuple[Relation, ...] = (
+    Relation(
+        "fine_tuning.base",
+        lambda c: c.method != "fine_tuning" or c.fine_tuning.base.strip(),
+        lambda c: "the workdir of a finished run with method = 'fine_tuning'",
+    ),
+    Relation(
+        "fine_tuning.num_paths",
+        lambda c: not _tunes_by(c, "log_variance") or c.fine_tuning.num_paths >= 2,
+        lambda c: "an integer ≥ 2 with the loss 'log_variance': a variance over those paths",
+    ),
+    Relation(
+        "batch_size",
+        lambda c: (
+            not _tunes_by(c, "log_variance") or c.batch_size % c.fine_tuning.num_paths == 0
+        ),
+        lambda c: f"a multiple of fine_tuning.num_paths = {c.fine_tuning.num_paths}",
+    ),
+    Relation(
+        "fine_tuning.tracked_steps",
+        lambda c: c.method != "fine_tuning" or c.fine_tuning.tracked_steps <= c.grid.num_steps,
+        lambda c: f"at most grid.num_steps = {c.grid.num_steps}; 0 for all",
+    ),
+    Relation(
+        "learn_variance",
+        lambda c: not c.learn_variance or not _tunes_by(c, "adjoint_matching"),
+        lambda c: "false with the loss 'adjoint_matching', a regression of the means alone",
+    ),
+    Relation(
+        "optimiser.weight_decay",
+        lambda c: c.method != "fine_tuning" or not c.optimiser.weight_decay,
+        lambda c: "0 with method = 'fine_tuning': the base would decay as well",
+    ),
+)
+"""Conditions of fine-tuning; those between it and its base are in `experiments.bases`."""
+
+
+def _tunes_by(config: ConfigDict, loss: str) -> bool:
+    return config.method == "fine_tuning" and config.fine_tuning.loss == loss
+
 
 RELATIONS_OF_NETWORKS: tuple[Relation, ...] = (
     Relation(
@@ -183,6 +308,8 @@ RELATIONS_OF_METHODS: tuple[Relation, ...] = (
     *RELATIONS_OF_ENERGY,
     *RELATIONS_OF_ENOT,
     *RELATIONS_OF_SAMPLERS,
+    *RELATIONS_OF_DIFFUSION,
+    *RELATIONS_OF_FINE_TUNING,
     *RELATIONS_OF_NETWORKS,
     *RELATIONS_OF_ADJOINTS,
 )

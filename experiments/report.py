@@ -13,7 +13,7 @@ from d2ejax import plotting
 from d2ejax.exact.base import ExactBridge, HostArray
 from d2ejax.metrics import Estimate
 from d2ejax.typing import Key
-from experiments import diagnosis, graphs, interpolation, judge, workdir
+from experiments import diagnosis, graphs, interpolation, judge, sampling, workdir
 from experiments.build import Experiment
 from experiments.errors import InputError
 from experiments.judge import Judge, Paths
@@ -34,7 +34,7 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
     Returns:
         Fields of the summary; an estimate's standard error stands beside it.
     """
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 7)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 8)
     experiment, bridge, settings = judged.experiment, judged.bridge, config.evaluate
     forward = judged.forward(state, keys[0], max(settings.num_paths, settings.num_samples))
     backward = None
@@ -45,7 +45,7 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
     found: dict[str, Any] = {
         **(judge.bridge_metrics(forward, bridge) if noisy else {}),
         **judge.evidence_metrics(experiment, forward, backward),
-        **judge.sample_metrics(experiment, forward, keys[2], settings.num_samples),
+        **sampling.sample_metrics(experiment, forward, keys[2], settings),
         **judge.gaussian_metrics(experiment, forward, bridge),
     }
     if experiment.observed is not None:
@@ -53,8 +53,12 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
             experiment, state, forward, keys[3], settings.num_samples
         )
         found |= graphs.graph_metrics(experiment, state, keys[5])
+    if settings.smc:
+        found |= sampling.smc_metrics(judged, state, keys[7])
     if settings.flow and experiment.target.sample is not None:
-        found |= judge.flow_metrics(judged, state, forward, keys[2], settings.num_samples)
+        found |= sampling.flow_metrics(judged, state, forward, keys[2], settings.num_samples)
+    if experiment.measure is not None:
+        found |= experiment.measure(jax.random.fold_in(keys[6], 1), state, forward.paths)
     if bridge is not None:
         found["path_kl_optimal"] = bridge.path_kl
         found["transport_cost_optimal"] = bridge.transport_cost

@@ -132,15 +132,11 @@ def _keep_compiled() -> None:
 
 def _restore(args: Arguments) -> tuple[Any, Any]:
     """The experiment and the state of its newest checkpoint."""
-    import jax
-
     from experiments import checkpoints, loop
 
     saved = checkpoints.read(args.workdir / workdir.CHECKPOINTS)
     experiment, trainer = build_trainer(args)
-    # Whatever the devices that trained it: one of them is judged.
-    like = trainer.init(jax.random.key(args.config.seed))
-    state = checkpoints.place(checkpoints.of_first_device(saved, like), like)
+    state = checkpoints.to_judge(saved, trainer, args.config.seed)
     return experiment, loop.Result(state, saved.step, loop.Times(**saved.metadata["times"]))
 
 

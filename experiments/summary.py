@@ -32,6 +32,8 @@ _FEW_ANCHORS = 4
 
 _IDEALS: dict[str, str | float] = {
     "bridge_gap": 0.0,
+    "reward": "reward_exact",
+    "kl_to_base": "kl_to_base_exact",
     "drift_error": 0.0,
     "path_kl": "path_kl_optimal",
     "w2_squared": "w2_squared_floor",

@@ -112,6 +112,8 @@ def check_endpoints(config: ConfigDict) -> None:
             # Its message begins with "access = ...".
             raise InputError(f"{end}.{one_line(error)}") from error
     check_network(config, target)
+    if config.method == "fine_tuning":
+        check_reward(config, source)
     if source.dim != target.dim:
         raise InputError(
             f"target.name = {config.target.name!r}: has dimension {target.dim}: must be "
@@ -126,6 +128,20 @@ def check_network(config: ConfigDict, target: Any) -> None:
             "network.equivariant",
             True,
             f"false with target.name = {config.target.name!r}, which is no system of particles",
+        )
+
+
+def check_reward(config: ConfigDict, source: Any) -> None:
+    """A reward is the log-density of an endpoint of the source's dimension."""
+    from experiments import ends
+
+    section = "fine_tuning.reward"
+    build = functools.partial(ends.build_end, config.fine_tuning.reward)
+    reward = _buildable(config, section, build)
+    if reward.log_density is None or reward.dim != source.dim:
+        name = get(config, f"{section}.name")
+        raise refusal(
+            f"{section}.name", name, f"an endpoint of dimension {source.dim} with a log-density"
         )
 
 
@@ -151,8 +167,8 @@ def _buildable(config: ConfigDict, section: str, build: Callable[[], _T]) -> _T:
     try:
         return build()
     except (TypeError, ValueError) as error:
-        name, options = config[section].name, config[section].options.to_dict()
-        given = f" with {section}.options = {options}" if options else ""
+        name, options = get(config, f"{section}.name"), get(config, f"{section}.options")
+        given = f" with {section}.options = {options.to_dict()}" if options else ""
         raise InputError(f"{section}.name = {name!r}{given}: {one_line(error)}") from error
 
 

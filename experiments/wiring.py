@@ -24,16 +24,36 @@ from d2ejax.exploration import langevin
 from d2ejax.exploration.particles import Particles
 from d2ejax.flows import Velocity
 from d2ejax.kernels import Process
+from d2ejax.metrics.base import HostArray
 from d2ejax.references import Reference
 from d2ejax.snapshots import Snapshots
 from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Array, EmbeddedNetwork, Key, Params
+from experiments.tilts import Tilt
 
 _MANY_PATHS = 256
 """On one device of a CPU."""
 
 _PHASES = 5
 """Of a run without half-steps."""
+
+
+class Base(NamedTuple):
+    """A process that has been trained, to be fine-tuned.
+
+    Attributes:
+        forward: The forward process.
+        forward_params: Its parameters.
+        backward: The backward process.
+        backward_params: Its parameters.
+        tilt: What its tilt by the reward is judged by.
+    """
+
+    forward: Process
+    forward_params: Params
+    backward: Process
+    backward_params: Params
+    tilt: Tilt
 
 
 class Room(NamedTuple):
@@ -46,6 +66,7 @@ class Room(NamedTuple):
         reference: The reference on the grid, by its exact transitions.
         between: What training may see of the process at further times.
         knots: The points of the grid at these times.
+        base: What fine-tuning starts from.
     """
 
     ends: tuple[Endpoint, Endpoint]
@@ -54,6 +75,7 @@ class Room(NamedTuple):
     reference: Process
     between: tuple[Endpoint, ...] = ()
     knots: tuple[int, ...] = ()
+    base: Base | None = None
 
 
 class Observed(NamedTuple):
@@ -106,6 +128,10 @@ class Method(NamedTuple):
         has_noise: Whether it is a bridge at all: False for a flow alone, whose processes only
             follow it.
         graph: Maps the state to the parameters of the drift that has a graph, if one has.
+        has_bridge: Whether the Schrödinger bridge of its ends is what it seeks; False for
+            diffusion models and what is made of them.
+        measure: Maps a key, the state and paths of the forward process to what else there is to
+            be measured of these, estimates or numbers, if anything.
     """
 
     algorithm: Algorithm
@@ -118,6 +144,8 @@ class Method(NamedTuple):
     flow: Callable[[Any], Velocity] | None = None
     has_noise: bool = True
     graph: Callable[[Any], Params] | None = None
+    has_bridge: bool = True
+    measure: Callable[[Key, Any, HostArray], dict[str, Any]] | None = None
 
 
 def build_grid(config: ConfigDict, snapshots: Snapshots | None = None) -> TimeGrid:

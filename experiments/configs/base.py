@@ -28,12 +28,11 @@ def get_config() -> ConfigDict:
         # ipf, or between sampled ends
         # dsb | sde | dsbm: ipf with mean_matching, sde_likelihood, bridge_matching for "auto"
         # sf2m | cfm | eot: coupled minibatches and a regression, see matching
-        # lightsb: a potential in closed form, see light
-        # enot: a process against a discriminator, see enot
-        # from a Gaussian to an energy
-        # sampler: a diffusion sampler against the reversal of its reference, see sampler
-        # from samples to an energy
-        # asbs | adjoint_sampling | bms: regressions on adjoints of paths' ends, see adjoint
+        # lightsb: a potential in closed form; enot: a process against a discriminator
+        # sampler: from a Gaussian to an energy, against its reference's reversal, see sampler
+        # diffusion: from a Gaussian to samples, by denoising score matching
+        # asbs | adjoint_sampling | bms: from samples to an energy, by adjoints of paths' ends
+        # fine_tuning: the forward process of a finished run, steered by a reward
         method="ipf",
         source=_endpoint(name="two_moons", access="samples"),  # p_0, the end at time 0
         target=_endpoint(name="ring", access="energy"),  # p_1, the end at time grid.t_max
@@ -86,6 +85,8 @@ def get_config() -> ConfigDict:
         sampler=_sampler(),
         enot=_enot(),
         adjoint=_adjoint(),
+        diffusion=_section(num_steps=6000),  # gradient steps
+        fine_tuning=_fine_tuning(),
         optimiser=_optimiser(),
         exploration=_exploration(),
         parallel=_section(
@@ -106,6 +107,9 @@ def get_config() -> ConfigDict:
             # W2² of the ends of the probability flow as well: ten seconds more, and for what is
             # trained on the times of the grid alone, an approximation
             flow=False,
+            smc=False,  # log Z by sequential Monte Carlo as well, from a Gaussian to an energy
+            # the "Sinkhorn distance" of published samplers as well, in forty seconds
+            sinkhorn=False,
             # .npz file of benchmarks.reference_chains, draws and log Z by which a target that
             # has no samples of its own is judged; training never sees them
             reference="",
@@ -136,6 +140,7 @@ def _reference() -> ConfigDict:
         sigma_max=3.0,  # largest noise level of variance_exploding
         beta_min=0.1,  # smallest noise rate of variance_preserving, per time
         beta_max=20.0,  # largest noise rate of variance_preserving, per time
+        reversed=False,  # whether the noise of the last two falls with time, instead of rising
         # exact | euler: what the processes' steps are built on; exact, so that an untrained
         # process is the reference (the two are one for brownian)
         discretisation="exact",
@@ -298,7 +303,10 @@ def _sampler() -> ConfigDict:
         # from the buffer; the last one of its own paths, differentiated through them
         loss="log_variance",
         decay=0.9,  # of the weight of a piece with its length, per step: subtrajectory_balance
-        tracked_steps=0,  # last steps that path_kl is differentiated through; 0: all of them
+        tracked_steps=0,  # steps that path_kl is differentiated through; 0: all of them
+        # last | random: these are the last steps, or a window that each batch draws - biased,
+        # or noisy (benchmarks/results/truncated_gradients.md)
+        window="last",
     )
 
 
@@ -328,6 +336,21 @@ def _adjoint() -> ConfigDict:
         curvature=0.0,
         # η: weight of the previous iterate beside the target - bms was published with 0 and 10
         damping=0.0,
+    )
+
+
+def _fine_tuning() -> ConfigDict:
+    return _section(
+        base="",  # workdir of a finished run, of the same ends, reference and grid
+        # relative_trajectory_balance | log_variance | control | policy_gradient |
+        # adjoint_matching, see d2ejax.algorithms.fine_tuning
+        loss="relative_trajectory_balance",
+        reward=_section(name="gaussian", options=_section()),  # an endpoint
+        temperature=1.0,  # the reward is that endpoint's log-density over this, in nats
+        num_steps=2000,  # gradient steps
+        num_paths=8,  # that share their start, of log_variance
+        tracked_steps=0,  # last steps that control is differentiated through; 0: all of them
+        noise=1.0,  # η: of a diffusion model, in units of its own; less keeps more memory
     )
 
 

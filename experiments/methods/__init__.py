@@ -6,7 +6,16 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import fields
-from experiments.methods import adjoint, enot, ipf, light, matching, sampler
+from experiments.methods import (
+    adjoint,
+    diffusion,
+    enot,
+    fine_tuning,
+    ipf,
+    light,
+    matching,
+    sampler,
+)
 from experiments.wiring import Method, Room
 
 
@@ -32,6 +41,8 @@ METHODS: dict[str, Entry] = {
     "lightsb": Entry(light.check, light.build),
     "enot": Entry(enot.check, enot.build),
     "sampler": Entry(sampler.check, sampler.build),
+    "diffusion": Entry(diffusion.check, diffusion.build),
+    "fine_tuning": Entry(fine_tuning.check, fine_tuning.build),
     **dict.fromkeys(fields.LOSS_OF_METHOD, _IPF),
     **dict.fromkeys(fields.COUPLING_OF_METHOD, _MATCHING),
     **dict.fromkeys(fields.CORRECTORS_OF_METHOD, _ADJOINT),

@@ -89,4 +89,5 @@ def _sampler(config: ConfigDict, room: Room, process: kernels.Process) -> sample
         add_ends=exploring.add_ends,
         decay=settings.decay,
         tracked_steps=settings.tracked_steps or None,
+        window=settings.window,
     )

@@ -452,8 +452,20 @@ ELSEWHERE = {
     "evaluate.num_samples",
     "evaluate.num_paths",
     "evaluate.flow",
+    "evaluate.smc",
+    "evaluate.sinkhorn",
     "evaluate.reference",
     "evaluate.plots",
+    # Under a base that is trained first: see fine_tuning_test.
+    "fine_tuning.base",
+    "fine_tuning.loss",
+    "fine_tuning.reward.name",
+    "fine_tuning.reward.options",
+    "fine_tuning.temperature",
+    "fine_tuning.num_steps",
+    "fine_tuning.num_paths",
+    "fine_tuning.tracked_steps",
+    "fine_tuning.noise",
 }
 
 PAIR = {
@@ -487,6 +499,13 @@ SAMPLER = {
     "exploration.refresh_method": "ula",
 }
 """Settings of a diffusion sampler."""
+
+DIFFUSION = {
+    "method": "diffusion",
+    "reference.name": "variance_preserving",
+    "reference.reversed": True,
+}
+"""Settings of a diffusion model."""
 
 ADJOINT = SAMPLER | {"method": "asbs"}
 """Settings of an adjoint method."""
@@ -536,6 +555,10 @@ UNDER = {
     "sampler.loss": (SAMPLER, "trajectory_balance"),
     "sampler.decay": (SAMPLER | {"sampler.loss": "subtrajectory_balance"}, 0.5),
     "sampler.tracked_steps": (SAMPLER | {"sampler.loss": "path_kl"}, 1),
+    "sampler.window": (
+        SAMPLER | {"sampler.loss": "path_kl", "sampler.tracked_steps": 1},
+        "random",
+    ),
     "adjoint.iterations": (ADJOINT, 3),
     "adjoint.forward_steps": (ADJOINT, 4),
     "adjoint.corrector_steps": (ADJOINT, 3),
@@ -563,6 +586,8 @@ UNDER = {
     "reference.beta_min": ({"reference.name": "variance_preserving"}, 0.2),
     "reference.beta_max": ({"reference.name": "variance_preserving"}, 10.0),
     "reference.name": ({}, "ornstein_uhlenbeck"),
+    "reference.reversed": ({"reference.name": "variance_preserving"}, True),
+    "diffusion.num_steps": (DIFFUSION, 4),
     # Both are the same for Brownian motion.
     "reference.discretisation": ({"reference.name": "ornstein_uhlenbeck"}, "euler"),
     "method": (PLAIN, "dsb"),

@@ -1,9 +1,11 @@
 """Every configuration that is shipped can be run, and means what its name says."""
 
+from pathlib import Path
+
 import pytest
 
 from experiments import build, fields, relations, validation
-from tests.experiments import small
+from tests.experiments import finished, small
 from tests.experiments.conftest import ROOT
 
 NAMES = sorted(
@@ -31,10 +33,14 @@ CONTRACT = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
+def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name, monkeypatch, tmp_path):
     config = validation.validate(small.load(name))
     for key in CONTRACT:
         validation.get(config, key)
+    if config.method == "fine_tuning":
+        monkeypatch.chdir(tmp_path)
+        base = validation.validate(small.load("vp_base"))
+        finished.run(Path(config.fine_tuning.base), base, num_steps=0)
     experiment = build.build(config)
     phases, step = [], 0
     while step < experiment.total_steps:
@@ -43,7 +49,12 @@ def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
     assert step == experiment.total_steps
     assert len(set(phases)) == len(phases)
     directions = {label.split()[0] for label in phases}
-    names = {"sampler": "sampling", **dict.fromkeys(fields.COUPLING_OF_METHOD, "matching")}
+    names = {
+        "sampler": "sampling",
+        "diffusion": "denoising",
+        "fine_tuning": "fine-tuning",
+        **dict.fromkeys(fields.COUPLING_OF_METHOD, "matching"),
+    }
     named = names.get(config.method)
     expected = {"backward", "forward"} if named is None else {named}
     # A learned corrector has stages of its own.
@@ -70,6 +81,10 @@ def test_it_is_valid_has_the_keys_of_the_contract_and_builds(name):
         ("regulatory", ("snapshots", "samples"), ("snapshots", "samples")),
         ("enot", ("gaussian", "samples"), ("ring", "samples")),
         ("sampler", ("gaussian", "samples"), ("ring", "energy")),
+        ("sampler_at_rest", ("gaussian", "samples"), ("ring", "energy")),
+        ("vp_base", ("gaussian", "samples"), ("two_moons", "samples")),
+        ("ve_base", ("gaussian", "samples"), ("two_moons", "samples")),
+        ("fine_tuning", ("gaussian", "samples"), ("two_moons", "samples")),
         ("asbs", ("two_moons", "samples"), ("ring", "energy")),
         ("smoke", ("two_moons", "samples"), ("ring", "energy")),
         ("paper_gaussian_to_ring", ("gaussian", "samples"), ("ring", "energy")),

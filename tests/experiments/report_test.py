@@ -166,7 +166,7 @@ def test_samples_run_along_either_process_or_the_flow(tmp_path):
         report.write_samples(config, judged, state, 3, tmp_path / "b.npz", along="backward")
 
 
-def test_a_target_without_samples_is_judged_by_its_energy_or_by_chains(tmp_path):
+def test_a_target_without_samples_is_judged_by_its_energy_or_by_chains(tmp_path, monkeypatch):
     changes = {
         "method": "sampler",
         "source.options": {"dim": 6},
@@ -175,9 +175,12 @@ def test_a_target_without_samples_is_judged_by_its_energy_or_by_chains(tmp_path)
         "evaluate.plots": False,
         "evaluate.flow": True,
     }
-    config = small.gaussians(changes)
+    monkeypatch.setattr(judge, "WEIGHTED", 60)
+    config = small.gaussians(changes | {"evaluate.smc": True})
     found, _ = evaluate(config, tmp_path / "alone")
-    assert np.isfinite(found["log_z_lower"]) and np.isfinite(found["transport_cost"])
+    for name in ("log_z_lower", "transport_cost", "log_z_smc", "log_z_smc_standard_error"):
+        assert np.isfinite(found[name]), name
+    assert found["log_z_error_smc"] is None and 0 < found["ess_smc"] <= 1
     assert found["log_z_upper"] is None and found["w2_squared"] is None
     judged, state = untrained(config)
     replicated = jax.tree.map(lambda leaf: leaf[None], state)
@@ -192,6 +195,8 @@ def test_a_target_without_samples_is_judged_by_its_energy_or_by_chains(tmp_path)
     assert found["log_z_true"] == 29.7
     for name in ("w2_squared", "w2_squared_floor", "energy_distance", "log_z_upper"):
         assert np.isfinite(found[name]), name
+    assert found["w2_geometric"] > found["w2_geometric_optimal"] > 0
+    assert "log_z_smc" not in found
     other = json.dumps({"target": "double_well_particles", "options": {"temperature": 2.0}})
     for wrong, message in (
         (

@@ -375,3 +375,24 @@ def test_limits_of_a_reference_are_ordered_where_they_are_used(name, low, high):
     assert message(reference__name=name, **limits).startswith(
         f"reference.{high} = 2.0: must be"
     )
+
+
+def test_a_window_of_a_sampler_is_drawn_where_some_steps_are_tracked_alone():
+    given = {
+        "method": "sampler",
+        "source__name": "gaussian",
+        "sampler__loss": "path_kl",
+        "sampler__tracked_steps": 2,
+        "sampler__window": "random",
+    }
+    validation.validate(changed(**given))
+    for change in (
+        {"sampler__loss": "log_variance"},
+        {"sampler__tracked_steps": 0},
+        {"sampler__tracked_steps": 20},
+    ):
+        assert message(**given | change).startswith(
+            "sampler.window = 'random': must be 'last' unless sampler.loss = 'path_kl'"
+        )
+    # Of no concern to other methods.
+    validation.validate(changed(sampler__window="random"))

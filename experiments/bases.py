@@ -1,0 +1,65 @@
+"""The base of a fine-tuning: a finished run, and what it and the fine-tuning have to share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import validation, workdir
+from experiments.errors import InputError, one_line
+
+_SHARED = ("source", "target", "pair", "snapshots", "reference", "grid", "network.prediction")
+"""Keys and sections: what a path is, and what the numbers of a step mean."""
+
+
+def read(config: ConfigDict) -> ConfigDict:
+    """The configuration of the base that a fine-tuning names.
+
+    Args:
+        config: A validated config with the method "fine_tuning".
+
+    Returns:
+        That of its base, validated.
+
+    Raises:
+        InputError: If that is no finished run, one without noise, or one of other ends, another
+            reference or another grid.
+    """
+    given = config.fine_tuning.base
+    named, directory = f"fine_tuning.base = {given!r}", Path(given)
+    if not (directory / workdir.CONFIG).is_file():
+        raise InputError(f"{named}: no such run: must be the workdir of a finished run")
+    try:
+        found = validation.validate(workdir.read_config(directory))
+    except InputError as error:
+        raise InputError(f"{named}: its configuration: {one_line(error)}") from error
+    if not workdir.is_finished(directory):
+        raise InputError(
+            f"{named}: not finished: must be the workdir of a finished run; the command that "
+            "began it goes on"
+        )
+    if found.method == "cfm":
+        raise InputError(
+            f"{named}: of the method 'cfm', a flow without noise: must be a run of another one"
+        )
+    if config.fine_tuning.noise < 1 and found.method != "diffusion":
+        raise InputError(
+            f"fine_tuning.noise = {config.fine_tuning.noise}: must be 1 with a base of the "
+            f"method {found.method!r}: of a diffusion model alone is the score known"
+        )
+    there = dict(validation.flatten(found))
+    for name, value in validation.flatten(config):
+        if _is_shared(name) and _plain(value) != _plain(there[name]):
+            allowed = f"{json.loads(_plain(there[name]))!r}, as in {named}"
+            raise validation.refusal(name, value, allowed)
+    return found
+
+
+def _is_shared(name: str) -> bool:
+    return any(name == shared or name.startswith(f"{shared}.") for shared in _SHARED)
+
+
+def _plain(value: Any) -> str:
+    """As JSON, which cannot tell tuples from lists."""
+    return json.dumps(value.to_dict() if isinstance(value, ConfigDict) else value)

@@ -1,0 +1,304 @@
+"""The wiring of diffusion models and of what is fine-tuned from a finished run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d2ejax import endpoints, kernels, parallel, rollouts
+from d2ejax.algorithms import fine_tuning
+from d2ejax.endpoints.base import log_density, sampler
+from experiments import bases, build, fields, tilts, validation, workdir
+from experiments.errors import InputError
+from tests import gaussian_case
+from tests.experiments import finished, small
+
+VP = {
+    "method": "diffusion",
+    "reference.name": "variance_preserving",
+    "reference.reversed": True,
+    "grid.t_max": 1.0,
+    # Adamw compiles sooner.
+    "optimiser.name": "adamw",
+}
+TUNED = VP | {"method": "fine_tuning", "fine_tuning.reward.options": {"dim": 1, "mean": 1.0}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    # Optax multiplies floats by integers.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def samples(changes):
+    return small.gaussians(changes, access=("samples", "samples"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bases") / "vp"
+    config = samples(VP | {"optimiser.learning_rate": 0.1})
+    return directory, *finished.run(directory, config, num_steps=3)
+
+
+def laws(process, params, given):
+    return gaussian_case.jit(functools.partial(rollouts.step_kernels, process))(params, given)
+
+
+def tuned(base, changes=None):
+    return samples(TUNED | {"fine_tuning.base": str(base[0])} | (changes or {}))
+
+
+def test_a_diffusion_model_is_trained_and_its_opposite_is_known(base):
+    _, experiment, state, metrics = base
+    assert int(state.step) == experiment.total_steps == 3 and int(state.skipped) == 0
+    assert np.isfinite(metrics["loss"])
+    assert experiment.forward_params(state) is state.model.average
+    assert experiment.backward.backward and not experiment.forward.backward
+    # The noise falls on the way to the data, and forgets them.
+    variances = np.exp(np.asarray(experiment.reference.steps.log_variance))
+    assert np.all(np.diff(variances) < 0)
+    assert float(experiment.law.scale(0.0, 1.0)) < 0.01
+
+
+def test_it_starts_as_the_base_and_changes_it(base):
+    _, experiment, base_state, _ = base
+    found = build.build(tuned(base, {"fine_tuning.loss": "control", "learn_variance": False}))
+    trainer = parallel.data_parallel(found.algorithm, devices=jax.local_devices()[:1])
+    before = trainer.init(jax.random.key(1))
+    state = parallel.unreplicate(before)
+    given = jax.random.normal(jax.random.key(2), (5, found.grid.num_steps, 1))
+    own = laws(found.forward, found.forward_params(state), given)
+    base_params = experiment.forward_params(base_state)
+    expected = laws(experiment.forward, base_params, given)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), own, expected)
+    # And not as the reference: the base is a trained one.
+    reference = laws(experiment.reference, None, given)
+    assert np.abs(own.mean - reference.mean).max() > 1e-3
+    after, metrics = trainer.run(before, found.total_steps)
+    params = found.forward_params(parallel.unreplicate(after))
+    assert np.isfinite(metrics["loss"]) and int(parallel.unreplicate(after).skipped) == 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        params[kernels.BASE],
+        base_params,
+    )
+    moved = laws(found.forward, params, given)
+    assert np.abs(moved.mean - own.mean).max() > 1e-4
+    paths = np.asarray(jax.random.normal(jax.random.key(3), (30, found.grid.num_steps + 1, 1)))
+    measured = found.measure(jax.random.key(4), parallel.unreplicate(after), paths)
+    # log N(x; 1, 1) of a standard normal x.
+    assert measured["reward"].value == pytest.approx(
+        np.mean(-0.5 * (paths[:, -1] - 1) ** 2) - 0.5 * np.log(2 * np.pi), rel=1e-4
+    )
+    assert measured["kl_to_base"].value > 0 and np.isfinite(measured["reward_base"].value)
+
+
+def test_what_it_is_judged_by_are_the_weighted_data(base):
+    found = build.build(tuned(base))
+    # N(0, .6²) times N(1, 1).
+    precision = 1 / 0.36 + 1
+    draws = np.asarray(sampler(found.target)(jax.random.key(0), 4000), np.float64)
+    assert abs(draws.mean() - 1 / precision) < 4 * (1 / precision / 4000) ** 0.5
+    assert abs(draws.var() * precision - 1) < 4 * (2 / 4000) ** 0.5
+    assert found.target.moments is None and found.target.log_z is None
+    at = [float(log_density(found.target)(jnp.full(1, x))) for x in (0.0, 1.0)]
+    assert at[1] - at[0] == pytest.approx(0.5 - 0.5 / 0.36, rel=1e-5)
+
+
+def reward(x):
+    return -0.5 * jnp.sum((x - 1.0) ** 2)
+
+
+def kl_of_gaussians(mean, variance, base_mean, base_variance):
+    ratio = variance / base_variance
+    return 0.5 * (ratio + (mean - base_mean) ** 2 / base_variance - 1 - np.log(ratio))
+
+
+def test_the_optimum_for_data_is_known(key):
+    _, optimum = tilts.of_data(endpoints.gaussian(dim=1, std=0.6), reward)
+    found_reward, found_kl = optimum(key)
+    variance = 1 / (1 / 0.36 + 1)
+    exact = -0.5 * ((1 - variance) ** 2 + variance)
+    assert float(found_reward) == pytest.approx(exact, abs=0.01)
+    exact_kl = kl_of_gaussians(variance, variance, 0.0, 0.36)
+    assert float(found_kl) == pytest.approx(exact_kl, abs=0.01)
+
+
+def test_a_bridge_is_tilted_from_each_start_by_itself(key):
+    config = samples({"method": "eot", "grid.num_steps": 2, "grid.t_max": 0.4})
+    experiment = build.build(config)  # Its reference has σ² = 2.
+    source, noise = endpoints.gaussian(dim=1, std=1.5), 0.8
+    tilt = tilts.of_process(experiment.reference, None, source, experiment.target, reward)
+    variance = 1 / (1 / noise + 1)
+    n, shrink = 4000, variance / noise
+    draws = np.asarray(sampler(tilt.endpoint)(key, n), np.float64)
+    total = variance + shrink**2 * 2.25
+    # One of 64 ends is drawn, so that 1/64 of what the tilt does is missing.
+    assert abs(draws.mean() - variance) < 4 * (total / n) ** 0.5 + variance / 64
+    assert abs(draws.var() / total - 1) < 4 * (2 / n) ** 0.5 + 2 / 64
+    assert tilt.endpoint.log_density is None
+    starts = np.random.default_rng(0).normal(scale=1.5, size=100_000)
+    kls = kl_of_gaussians(variance + shrink * starts, variance, starts, noise)
+    assert float(tilt.optimum(key)[1]) == pytest.approx(kls.mean(), rel=0.1)
+
+
+def test_losses_are_listed_as_the_library_knows_them():
+    allowed = fields.FIELDS["fine_tuning.loss"].allowed
+    assert allowed == "one of " + ", ".join(map(repr, fine_tuning.LOSSES))
+
+
+LOG_VARIANCE = {"fine_tuning.loss": "log_variance"}
+
+
+def test_every_setting_reaches_the_library(base, monkeypatch):
+    seen = []
+
+    def spy(given, **options):
+        seen.append(given)
+        return fine_tuning_of(given, **options)
+
+    fine_tuning_of = fine_tuning.fine_tuning
+    monkeypatch.setattr(fine_tuning, "fine_tuning", spy)
+    plain = build.build(tuned(base))
+    changes = {
+        "fine_tuning.reward.name": "gaussian_mixture",
+        "fine_tuning.reward.options": {"means": [[0.0]], "stds": 0.5},
+        "fine_tuning.temperature": 2.0,
+        "fine_tuning.num_steps": 4,
+        "fine_tuning.num_paths": 4,
+        "fine_tuning.tracked_steps": 1,
+        "fine_tuning.noise": 0.5,
+    }
+    other = build.build(tuned(base, LOG_VARIANCE | changes))
+    first, second = seen
+    assert (plain.total_steps, other.total_steps) == (3, 4)
+    assert (first.loss, second.loss) == ("relative_trajectory_balance", "log_variance")
+    assert (first.tracked_steps, second.tracked_steps) == (None, 1)
+    assert (first.num_paths, second.num_paths) == (2, 4)
+    log_density = -0.5 * (2.0 / 0.5) ** 2 - 0.5 * np.log(2 * np.pi * 0.25)
+    assert float(second.reward(jnp.full(1, 2.0))) == pytest.approx(log_density / 2, rel=1e-5)
+    points = jnp.zeros((plain.grid.num_steps, 1))
+    noise = [laws(given.base, given.base_params, points).log_variance for given in seen]
+    np.testing.assert_allclose(noise[1] - noise[0], 2 * np.log(0.5), rtol=1e-5)
+
+
+def refusal(config):
+    with pytest.raises(InputError) as caught:
+        bases.read(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_base_has_to_be_a_finished_run_of_the_same_paths(base, tmp_path):
+    directory = base[0]
+    assert bases.read(tuned(base)).method == "diffusion"
+    named = f"fine_tuning.base = {str(directory)!r}"
+    for changes, message in (
+        ({"grid.num_steps": 3}, f"grid.num_steps = 3: must be 2, as in {named}"),
+        ({"reference.beta_max": 9.0}, f"reference.beta_max = 9.0: must be 20.0, as in {named}"),
+        ({"target.options": {"dim": 1, "std": 2.0}}, "target.options = {'dim': 1, 'std': 2.0}"),
+        (
+            {"network.prediction": "endpoint"},
+            "network.prediction = 'endpoint': must be 'drift'",
+        ),
+    ):
+        assert refusal(tuned(base, changes)).startswith(message)
+    # What is not of the paths may differ.
+    bases.read(tuned(base, {"network.width": 7, "seed": 3, "batch_size": 64}))
+    nowhere = tmp_path / "nowhere"
+    assert refusal(tuned((nowhere,))) == (
+        f"fine_tuning.base = {str(nowhere)!r}: no such run: must be the workdir of a finished "
+        "run"
+    )
+    config = samples(VP)
+    workdir.create(tmp_path / "begun", config)
+    assert "begun': not finished: must be the workdir of" in refusal(
+        tuned((tmp_path / "begun",))
+    )
+    with config.unlocked():
+        del config.diffusion
+    workdir.create(tmp_path / "older", config)
+    text = refusal(tuned((tmp_path / "older",)))
+    assert "its configuration: diffusion.num_steps: missing" in text
+    for method, changes, message in (
+        ("cfm", {}, "of the method 'cfm', a flow without noise"),
+        ("eot", {"fine_tuning.noise": 0.5}, "fine_tuning.noise = 0.5: must be 1 with a base"),
+    ):
+        other = tmp_path / method
+        workdir.create(other, samples(VP | {"method": method, "learn_variance": False}))
+        workdir.write_json(other / workdir.SUMMARY, {"finished": True})
+        assert message in refusal(tuned((other,), changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (TUNED, "fine_tuning.base = '': must be the workdir of a finished run"),
+        ({"fine_tuning.loss": "dpok"}, "fine_tuning.loss = 'dpok': must be one of 'relative_"),
+        ({"fine_tuning.noise": 0.0}, "fine_tuning.noise = 0.0: must be a number > 0 and ≤ 1"),
+        ({"fine_tuning.temperature": 0.0}, "fine_tuning.temperature = 0.0: must be"),
+        (
+            {"fine_tuning.loss": "adjoint_matching"},
+            "learn_variance = True: must be false with the loss 'adjoint_matching'",
+        ),
+        (
+            LOG_VARIANCE | {"fine_tuning.num_paths": 1},
+            "fine_tuning.num_paths = 1: must be an integer ≥ 2 with the loss 'log_variance'",
+        ),
+        (LOG_VARIANCE | {"fine_tuning.num_paths": 3}, "batch_size = 32: must be a multiple of"),
+        ({"fine_tuning.tracked_steps": 3}, "fine_tuning.tracked_steps = 3: must be at most"),
+        (
+            {"optimiser.weight_decay": 0.1},
+            "optimiser.weight_decay = 0.1: must be 0 with method",
+        ),
+        (
+            {"fine_tuning.reward.name": "rign"},
+            "fine_tuning.reward.name = 'rign' with fine_tuning.reward.options = {'dim': 1",
+        ),
+        (
+            {"fine_tuning.reward.options": {"dim": 3}},
+            "fine_tuning.reward.name = 'gaussian': must be an endpoint of dimension 1 with a",
+        ),
+        ({"reference.name": "brownian"}, "reference.reversed = True: must be false with"),
+    ],
+)
+def test_bad_settings_of_a_fine_tuning(changes, message):
+    given = {"fine_tuning.base": "somewhere"} if changes is not TUNED else {}
+    with pytest.raises(InputError) as caught:
+        samples(TUNED | given | changes)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference.reversed": False}, "reference.reversed = False: must be true with method"),
+        ({"reference.discretisation": "euler"}, "reference.discretisation = 'euler': must be"),
+        (
+            {"source.name": "gaussian_mixture", "source.options": {"means": [[0.0]]}},
+            "source.na",
+        ),
+        (
+            {"source.options": {"dim": 1, "std": 3.0}},
+            "source.options = {'dim': 1, 'std': 3.0}: must be of a centred Gaussian with std",
+        ),
+        (
+            {"reference.name": "variance_exploding"},
+            "source.options = {'dim': 1}: must be of a centred Gaussian with std = 3 or more",
+        ),
+        (
+            {"target.access": "energy"},
+            "target.access = 'energy': must be 'samples' with method",
+        ),
+    ],
+)
+def test_bad_settings_of_a_diffusion_model(changes, message):
+    with pytest.raises(InputError) as caught:
+        samples(VP | changes)
+    assert str(caught.value).startswith(message)
+    wide = {"reference.name": "variance_exploding", "source.options": {"dim": 1, "std": 3.1}}
+    validation.validate(samples(VP | wide))
