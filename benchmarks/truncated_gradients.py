@@ -1,10 +1,11 @@
-"""What backpropagation through the last k steps alone costs, and what it gives.
+"""What backpropagation through k of K steps alone costs, and what it gives.
 
 `python -m benchmarks.truncated_gradients --folder=runs/truncated` trains a diffusion sampler of
 a ring of Gaussians by the path-wise KL for a while and then compares, at those parameters and
-on the same paths, the gradient through the last k of K steps with the whole one: its bias and
-its spread from batch to batch, in units of the whole gradient's length, their angle, and the
-milliseconds of each, interleaved. It leaves results.json, results.md and truncated.png.
+on the same paths, the gradient through the last k of K steps, and through a window of k steps
+that each batch draws, with the whole one: bias and spread from batch to batch, in units of the
+whole gradient's length, angle, and milliseconds, interleaved. It leaves results.json,
+results.md and truncated.png.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from d2ejax import (
     rollouts,
     time_grids,
 )
+from d2ejax.algorithms import samplers
 from d2ejax.algorithms.base import Model, gradient_step, init_model
 from d2ejax.kernels import Process
 from d2ejax.typing import Array, Key, Params
@@ -38,7 +40,19 @@ from experiments import workdir
 
 _T_MAX, _START = 1.0, 1e-3
 _FIGURE, _TABLE, _RECORD = "truncated.png", "results.md", "results.json"
-_COLUMNS = ("last steps k", "bias", "spread", "cosine", "ms / gradient")
+_COLUMNS = ("steps k", "which", "bias", "spread", "cosine", "ms / gradient")
+
+
+class Tracked(NamedTuple):
+    """Which steps a gradient goes through.
+
+    Attributes:
+        steps: How many.
+        window: "last" or "random".
+    """
+
+    steps: int
+    window: samplers.Window = "last"
 
 
 class Problem(NamedTuple):
@@ -47,12 +61,12 @@ class Problem(NamedTuple):
     Attributes:
         process: The process.
         init: Maps a key to its parameters.
-        loss: Maps `(params, key, tracked_steps)` to the loss on one batch.
+        loss: Maps `(params, key, tracked)` to the loss on one batch.
     """
 
     process: Process
     init: Callable[[Key], Params]
-    loss: Callable[[Params, Key, int], Array]
+    loss: Callable[[Params, Key, Tracked], Array]
 
 
 def problem(num_steps: int, batch_size: int, width: int) -> Problem:
@@ -63,10 +77,15 @@ def problem(num_steps: int, batch_size: int, width: int) -> Problem:
     reference = kernels.reference_process(law, grid)
     marginals = references.gaussian_marginals(law, grid, mean=jnp.zeros(2), variance=_START**2)
 
-    def loss(params: Params, key: Key, tracked_steps: int) -> Array:
-        start_key, path_key = jax.random.split(key)
+    def loss(params: Params, key: Key, tracked: Tracked) -> Array:
+        start_key, path_key, window_key = jax.random.split(key, 3)
         starts = _START * jax.random.normal(start_key, (batch_size, 2))
-        simulate = functools.partial(rollouts.simulate, tracked_steps=tracked_steps)
+        window = jax.random.randint(window_key, (), 0, num_steps)
+        simulate = functools.partial(
+            rollouts.simulate,
+            tracked_steps=tracked.steps,
+            window_start=window if tracked.window == "random" else None,
+        )
         keys = jax.random.split(path_key, batch_size)
         paths = jax.vmap(simulate, (0, None, None, 0))(keys, process, params, starts)
         costs = rollouts.step_kl_divergences(process, params, reference, None, paths)
@@ -82,7 +101,7 @@ def train(given: Problem, key: Key, num_steps: int) -> Params:
 
     def step(model: Model, key: Key) -> tuple[Model, None]:
         def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-            return given.loss(params, key, given.process.num_steps), {}
+            return given.loss(params, key, Tracked(given.process.num_steps)), {}
 
         return gradient_step(loss, model, optimiser, decay=0.0, axis_name=None)[0], None
 
@@ -96,59 +115,68 @@ def train(given: Problem, key: Key, num_steps: int) -> Params:
 
 
 def measure(
-    given: Problem, params: Params, key: Key, lengths: Sequence[int], num_batches: int
-) -> list[dict[str, float]]:
-    """Moments and cost of the gradient for each number of steps; the last is the whole one."""
+    given: Problem, params: Params, key: Key, kinds: Sequence[Tracked], num_batches: int
+) -> list[runs.Record]:
+    """Moments and cost of each kind of gradient; the last one is the whole gradient."""
     gradients = {
-        k: jax.jit(
-            lambda params, key, k=k: jax.flatten_util.ravel_pytree(
-                jax.grad(given.loss)(params, key, k)
+        kind: jax.jit(
+            lambda params, key, kind=kind: jax.flatten_util.ravel_pytree(
+                jax.grad(given.loss)(params, key, kind)
             )[0]
         )
-        for k in lengths
+        for kind in kinds
     }
     for gradient in gradients.values():
         jax.block_until_ready(gradient(params, key))
-    found: dict[int, list[np.ndarray]] = {k: [] for k in lengths}
-    seconds = dict.fromkeys(lengths, float("inf"))
+    found: dict[Tracked, list[np.ndarray]] = {kind: [] for kind in kinds}
+    seconds: dict[Tracked, list[float]] = {kind: [] for kind in kinds}
     # Interleaved, and the same paths for all.
     for batch_key in jax.random.split(key, num_batches):
-        for k, gradient in gradients.items():
+        for kind, gradient in gradients.items():
             start = time.perf_counter()
             value = jax.block_until_ready(gradient(params, batch_key))
-            seconds[k] = min(seconds[k], time.perf_counter() - start)
-            found[k].append(np.asarray(value, np.float64))
-    stacked = {k: np.stack(values) for k, values in found.items()}
-    return [moments(k, stacked[k], stacked[lengths[-1]], seconds[k]) for k in lengths]
+            seconds[kind].append(time.perf_counter() - start)
+            found[kind].append(np.asarray(value, np.float64))
+    stacked = {kind: np.stack(values) for kind, values in found.items()}
+    whole = stacked[kinds[-1]]
+    return [
+        # The median: the cost of a window depends on where it is.
+        {**kind._asdict(), "milliseconds": 1e3 * float(np.median(seconds[kind]))}
+        | moments(stacked[kind], whole)
+        for kind in kinds
+    ]
 
 
-def moments(
-    length: int, gradients: np.ndarray, whole: np.ndarray, seconds: float
-) -> dict[str, float]:
+def moments(gradients: np.ndarray, whole: np.ndarray) -> dict[str, float]:
     """Bias, spread and angle of gradients `(num_batches, num_params)`, beside whole ones.
 
-    The bias is that of the mean over all batches: of the same paths, so that most of the noise
-    of the two means is one and cancels; what is left of it is taken off the square.
+    Of the same paths, row by row. Products of means over n batches exceed those of what is
+    expected by the covariance over n, which is taken off all of them; what is then below zero
+    is lost in the noise, a bias of 0 and of the others NaN.
     """
-    mean, truth = gradients.mean(axis=0), whole.mean(axis=0)
-    n, size = len(gradients), float(np.linalg.norm(truth))
-    difference = gradients - whole
-    noise = float(difference.var(axis=0, ddof=1).sum()) / n
-    bias = max(float(np.sum((mean - truth) ** 2)) - noise, 0.0) ** 0.5
+    n = len(gradients)
+
+    def product(a: np.ndarray, b: np.ndarray) -> float:
+        shared = np.sum((a - a.mean(axis=0)) * (b - b.mean(axis=0))) / (n - 1)
+        return float(a.mean(axis=0) @ b.mean(axis=0) - shared / n)
+
+    def root(square: float) -> float:
+        return square**0.5 if square > 0 else float("nan")
+
+    size, difference = root(product(whole, whole)), gradients - whole
     return {
-        "steps": float(length),
-        "bias": bias / size,
+        "bias": max(product(difference, difference), 0.0) ** 0.5 / size,
         "spread": float(gradients.var(axis=0, ddof=1).sum()) ** 0.5 / size,
-        "cosine": float(mean @ truth / (np.linalg.norm(mean) * size)),
-        "milliseconds": 1e3 * seconds,
+        "cosine": product(gradients, whole) / (root(product(gradients, gradients)) * size),
     }
 
 
-def table(found: Sequence[dict[str, float]]) -> str:
-    """A line for each number of steps."""
+def table(found: Sequence[runs.Record]) -> str:
+    """A line for each kind of gradient."""
     rows = (
         [
-            f"{line['steps']:.0f}",
+            str(line["steps"]),
+            line["window"] if line is not found[-1] else "all",
             runs.number(line["bias"]),
             runs.number(line["spread"], 2),
             runs.number(line["cosine"]),
@@ -159,23 +187,27 @@ def table(found: Sequence[dict[str, float]]) -> str:
     return runs.markdown(_COLUMNS, rows)
 
 
-def write(folder: Path, found: Sequence[dict[str, float]]) -> None:
+def write(folder: Path, found: Sequence[runs.Record]) -> None:
     """Writes the record, the table and the figure, and prints the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(folder / _RECORD, {"lengths": list(found)})
+    workdir.write_json(folder / _RECORD, {"gradients": list(found)})
     (folder / _TABLE).write_text(table(found) + "\n")
-    steps = [line["steps"] for line in found]
 
-    def panel(title: str, **names: str) -> plotting.Panel:
-        lines = {name: (steps, [line[key] for line in found]) for name, key in names.items()}
-        return plotting.Panel(title, lines, "steps differentiated through, k", title)
+    def panel(title: str, name: str, unit: str) -> plotting.Panel:
+        lines = {}
+        for window, label in (("last", "last k"), ("random", "a random window of k")):
+            # The whole gradient is where either ends.
+            chosen = [line for line in found[:-1] if line["window"] == window] + [found[-1]]
+            lines[label] = ([x["steps"] for x in chosen], [x[name] for x in chosen])
+        return plotting.Panel(title, lines, "steps differentiated through, k", unit)
 
     figure = plotting.comparison(
         [
-            panel("error / length of the whole gradient", bias="bias", spread="spread"),
-            panel("ms / gradient", cost="milliseconds"),
+            panel("bias (none of a random window)", "bias", "lengths of the whole gradient"),
+            panel("spread from batch to batch", "spread", "lengths of the whole gradient"),
+            panel("cost", "milliseconds", "ms / gradient"),
         ],
-        title="Backpropagation through the last k steps",
+        title="Backpropagation through k of the steps",
         share_y=False,
     )
     plotting.save(figure, folder / _FIGURE)
@@ -208,8 +240,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = problem(args.num_steps, args.batch_size, args.width)
     train_key, key = jax.random.split(jax.random.key(0))
     params = train(given, train_key, args.train_steps)
-    lengths = [*args.lengths, args.num_steps]
-    write(args.folder, measure(given, params, key, lengths, args.num_batches))
+    kinds = [Tracked(k, window) for window in samplers.WINDOWS for k in args.lengths]
+    kinds.append(Tracked(args.num_steps))
+    write(args.folder, measure(given, params, key, kinds, args.num_batches))
 
 
 if __name__ == "__main__":
