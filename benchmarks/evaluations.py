@@ -25,8 +25,9 @@ def energy_evaluations(config: ConfigDict, num_devices: int = 1) -> int:
         num_devices: Devices that it runs on, each of which has buffers of its own.
 
     Raises:
-        ValueError: If the method is none of these.
+        ValueError: If the method is none of these, or something is set that evaluates more.
     """
+    _refuse_more(config)
     counts: dict[str, Callable[[ConfigDict, int], int]] = {
         "ipf": _ipf,
         "sampler": _sampler,
@@ -77,6 +78,22 @@ def _adjoint(config: ConfigDict, num_devices: int) -> int:
     total = rollouts * gathered + steps * scored
     total += given.backward_steps * config.batch_size * _features(config)
     return total + (_refreshes(config, steps, num_devices) if explores else 0)
+
+
+def _refuse_more(config: ConfigDict) -> None:
+    """Refuses what recomputes, or looks at energies besides."""
+    fed, window = config.network.energy_feature, config.sampler.window
+    allowed = {
+        "network.steps_at_once": not fed or config.network.steps_at_once == 0,
+        "sampler.window": not fed or config.method != "sampler" or window == "last",
+        "exploration.priority_power": config.exploration.priority_power == 0,
+    }
+    for name, holds in allowed.items():
+        if not holds:
+            section, _, key = name.partition(".")
+            raise ValueError(
+                f"{name} = {config[section][key]!r}: evaluates more than is counted"
+            )
 
 
 def _features(config: ConfigDict) -> int:

@@ -18,17 +18,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import runs, sampler_methods
 from benchmarks.evaluations import energy_evaluations
 from benchmarks.runs import Cell, Record
-from benchmarks.sampler_methods import BRIDGES, PROBLEMS, RIVALS, SAMPLERS, TARGETS
+from benchmarks.sampler_methods import (
+    BRIDGES,
+    PROBLEMS,
+    RIVALS,
+    SAMPLERS,
+    TARGETS,
+    UNSAMPLED,
+)
 from d2ejax import plotting
 
 BUDGETS = ("steps", "evaluations", "seconds")
-_DEFAULTS = {"steps": 3000.0, "evaluations": 1e6, "seconds": 60.0}
-_PILOT_STEPS = 100
+_DEFAULTS = {"steps": 3000.0, "evaluations": 3e7, "seconds": 60.0}
+_PILOT_STEPS = 600
 _FIELDS = ("problem", "method", "seed", "budget", "amount")
 _SPENT = ("steps (seconds)", "evaluations / 1000")
 _COLUMNS = {
@@ -68,8 +76,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; --quick changes defaults, what is given besides stands."""
     parser = runs.parser("samplers", __doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="MW-5 and Gauss-ring, few steps")
-    add("--problems", type=runs.listed(str, PROBLEMS), default=list(PROBLEMS))
+    add("--quick", action="store_true", help="mixture-25 and Gauss-ring, few steps")
+    add(
+        "--problems",
+        type=runs.listed(str, PROBLEMS),
+        default=[name for name in PROBLEMS if name not in UNSAMPLED],
+        help="all but those that need draws of long chains",
+    )
     add("--methods", type=runs.listed(str, SAMPLERS | RIVALS), default=list(SAMPLERS | RIVALS))
     add("--budget", choices=BUDGETS, default="evaluations")
     add("--amount", type=float, default=None, help=f"of the budget: {_DEFAULTS}")
@@ -82,14 +95,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(
-            problems=["MW-5", "Gauss-ring"],
+            problems=["mixture-25", "Gauss-ring"],
             methods=["log-variance", "path KL", "ipf without refresh", "asbs semi-discrete"],
             budget="steps",
-            amount=600.0,
+            amount=300.0,
         )
     args = parser.parse_args(argv)
     if args.amount is None:
         args.amount = _DEFAULTS[args.budget]
+    for problem in args.problems:
+        file = _draws(problem, args.references)
+        if file is not None and not file.is_file():
+            parser.error(f"--problems={problem}: must have draws of long chains in {file}")
     return args
 
 
@@ -131,16 +148,21 @@ def _config(fields: Record) -> str:
     return f"experiments/configs/{PROBLEMS[fields['problem']].config}.py"
 
 
-def within_evaluations(fields: Record) -> float:
-    """Gradient steps that an amount of evaluations of the energy is enough for."""
+def within_evaluations(fields: Record) -> int:
+    """The most gradient steps that an amount of evaluations of the energy is enough for."""
 
-    def spent(steps: float) -> int:
-        return energy_evaluations(runs.checked(_config(fields), settings(fields, steps)))
+    def affordable(steps: int) -> bool:
+        config = runs.checked(_config(fields), settings(fields, steps))
+        return energy_evaluations(config, config.parallel.cpu_devices) <= fields["amount"]
 
-    # Of both, so that what is left by roundings and by first steps counts for little.
-    few, many = 3000, 6000
-    each = (spent(many) - spent(few)) / (many - few)
-    return max(1.0, fields["amount"] / each)
+    most = 1
+    while affordable(2 * most):
+        most *= 2
+    step = most // 2
+    while step:
+        most += step * affordable(most + step)
+        step //= 2
+    return most
 
 
 def measure(folder: Path, references: Path, cell: Cell) -> Record:
@@ -171,24 +193,31 @@ def measure(folder: Path, references: Path, cell: Cell) -> Record:
 
 def _rate(folder: Path, fields: Record) -> float:
     """Gradient steps per second of a method on a problem."""
-    values = settings({**fields, "seed": 0}, _PILOT_STEPS) | {
+    pilot = {**fields, "seed": 0, "budget": "steps", "amount": _PILOT_STEPS}
+    values = settings(pilot, _PILOT_STEPS) | {
         "evaluate.num_paths": 2,
         "evaluate.smc": False,
         "evaluate.sinkhorn": False,
     }
     name = f"rate_{fields['problem']}_{fields['method']}".replace(" ", "-")
-    directory = folder / "runs" / f"{name}_{runs.config_hash(configure(fields))}"
+    directory = folder / "runs" / f"{name}_{runs.config_hash(configure(pilot))}"
     found = runs.train(_config(fields), values, directory, cache=folder / "compiled")
     return found["steps_per_second"]
 
 
 def _reference(fields: Record, references: Path) -> dict[str, Any]:
-    """Draws of long chains, where a target needs them and they are there."""
-    config = runs.checked(_config(fields), settings(fields, _PILOT_STEPS))
-    file = references / f"{config.target.name}.npz"
-    if fields["problem"] in sampler_methods.UNSAMPLED and file.exists():
-        return {"evaluate.reference": str(file.absolute())}
-    return {}
+    """Draws of long chains, where a target needs them."""
+    file = _draws(fields["problem"], references)
+    return {} if file is None else {"evaluate.reference": str(file.absolute())}
+
+
+def _draws(problem: str, references: Path) -> Path | None:
+    if problem not in UNSAMPLED:
+        return None
+    config = runs.checked(
+        f"experiments/configs/{PROBLEMS[problem].config}.py", PROBLEMS[problem].overrides
+    )
+    return references / f"{config.target.name}.npz"
 
 
 def table(records: Sequence[Record]) -> str:
@@ -267,26 +296,37 @@ def _others(records: Sequence[Record]) -> str:
 
 
 def draw(folder: Path, records: Sequence[Record]) -> None:
-    """Error against evaluations of the energy, a panel per problem."""
+    """Error against evaluations of the energy: a panel per problem, medians over the seeds."""
     panels = []
     for problem in PROBLEMS:
-        found = [r for r in records if r["problem"] == problem and "failed" not in r]
-        key = "bridge_gap" if problem in BRIDGES else "log_z_error"
-        lines = {}
-        for name in sampler_methods.methods(problem):
-            line = sorted(
-                (r["energy_evaluations"] / 1000, max(r[key], 1e-4))
-                for r in found
-                if r["method"] == name and r.get(key) is not None
-            )
-            if line:
-                lines[name] = ([x for x, _ in line], [y for _, y in line])
-        if lines:
-            title = "bridge gap [nats]" if problem in BRIDGES else "error of log Z [nats]"
-            panels.append(plotting.Panel(problem, lines, "1000 evaluations", title))
+        own = [r for r in records if r["problem"] == problem and "failed" not in r]
+        lines = {name: _line(own, name) for name in sampler_methods.methods(problem)}
+        shown = {name: line for name, line in lines.items() if line[0]}
+        if shown:
+            what = "bridge gap" if problem in BRIDGES else "log Z less its lower bound"
+            panels.append(plotting.Panel(problem, shown, "1000 evaluations", f"{what} [nats]"))
     if panels:
         figure = plotting.comparison(panels, title="Learning from an energy", share_y=False)
         plotting.save(figure, folder / "samplers.png")
+
+
+def _line(records: Sequence[Record], method: str) -> tuple[list[float], list[float]]:
+    """Where a method's errors stand, one for each budget; those below zero are left out."""
+    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for record in records:
+        error = _error(record)
+        if record["method"] == method and error is not None:
+            at = (record["budget"], record["amount"])
+            found.setdefault(at, []).append((record["energy_evaluations"] / 1000, error))
+    medians = sorted(tuple(np.median(points, axis=0)) for points in found.values())
+    kept = [point for point in medians if point[1] > 0]
+    return [float(x) for x, _ in kept], [float(y) for _, y in kept]
+
+
+def _error(record: Record) -> float | None:
+    if record["problem"] in BRIDGES:
+        return record.get("bridge_gap")
+    return record["log_z_true"] - record["log_z_lower"] if _known(record) else None
 
 
 def write(folder: Path) -> None:

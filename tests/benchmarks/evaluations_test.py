@@ -58,6 +58,7 @@ def _found(config) -> int:
         ("gaussian_to_ring", _FEATURE | {"exploration.refresh_method": "mala"}),
         ("sampler", {"sampler.loss": "subtrajectory_balance", "exploration.add_ends": True}),
         ("sampler", _FEATURE | {"sampler.loss": "path_kl"}),
+        ("asbs", {}),
         ("asbs", {"adjoint.corrector": "semi_discrete", "adjoint.off_policy_ratio": 0.5}),
         ("asbs", _FEATURE | {"method": "bms", "adjoint.damping": 2.0}),
     ],
@@ -75,3 +76,9 @@ def test_methods_without_an_energy_are_refused():
         energy_evaluations(small.shrunk("sf2m"))
     with pytest.raises(ValueError, match=r"target\.access = 'samples'"):
         energy_evaluations(small.shrunk("gaussian_to_ring_d2d"))
+    for changes in (
+        _FEATURE | {"network.steps_at_once": 1},
+        {"exploration.priority_power": 1.0},
+    ):
+        with pytest.raises(ValueError, match="evaluates more than is counted"):
+            energy_evaluations(small.shrunk("sampler", changes))

@@ -29,7 +29,7 @@ def trained(monkeypatch):
         }
 
     monkeypatch.setattr(runs, "train", train)
-    monkeypatch.setattr(bases, "read", lambda config: config)
+    monkeypatch.setattr(bases, "pinned", lambda config: config)
     return calls
 
 
@@ -56,8 +56,14 @@ def test_every_cell_is_a_valid_configuration(base, loss, trained, tmp_path):
     reference = {"vp_base": "variance_preserving", "ve_base": "variance_exploding"}[base]
     assert config.reference.name == reference
     # Bases of other numbers of steps are other bases.
-    assert given.base == str(fine_tuning.base_directory(tmp_path, base, 70))
-    assert given.base != str(fine_tuning.base_directory(tmp_path, base, 71))
+    base_of = fine_tuning.settings(tmp_path, fields)["fine_tuning.base"]
+    assert base_of == str(fine_tuning.base_directory(tmp_path, base, 70))
+    assert base_of != str(fine_tuning.base_directory(tmp_path, base, 71))
+    # A run is told by what its base holds, not by where that lies.
+    elsewhere = fine_tuning.configure(tmp_path / "other", fields)
+    assert runs.config_hash(elsewhere) == runs.config_hash(config)
+    elsewhere.fine_tuning.base_digest = "another"
+    assert runs.config_hash(elsewhere) != runs.config_hash(config)
 
 
 def test_lines_have_what_was_found_beside_what_is_exact(trained, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The tables of methods that learn from an energy: cells, budgets, lines, without training."""
 
-import numpy as np
 import pytest
 
 from benchmarks import runs, sampler_methods, samplers
@@ -46,11 +45,13 @@ def test_every_cell_is_a_valid_configuration(problem):
 
 @pytest.mark.parametrize("problem", ["MW-5", "mixtures-16"])
 def test_a_budget_of_evaluations_is_kept(problem):
+    amount = samplers.parse([]).amount
     for method in sampler_methods.methods(problem):
-        fields = _fields(problem, method, "evaluations", 4e7)
+        fields = _fields(problem, method, "evaluations", amount)
         steps = samplers.within_evaluations(fields)
         config = runs.checked(samplers._config(fields), samplers.settings(fields, steps))
-        np.testing.assert_allclose(energy_evaluations(config), 4e7, rtol=0.03)
+        spent = energy_evaluations(config, config.parallel.cpu_devices)
+        assert 0.97 * amount < spent <= amount
 
 
 def test_tables_have_each_kind_of_problem_and_say_what_failed(trained, tmp_path, capsys):
@@ -77,13 +78,16 @@ def test_draws_of_long_chains_are_used_where_they_are(tmp_path):
     (tmp_path / "double_well_particles.npz").touch()
     found = samplers._reference(_fields("DW-4", "TB"), tmp_path)
     assert found == {"evaluate.reference": str(tmp_path / "double_well_particles.npz")}
-    assert samplers._reference(_fields("LJ-13", "TB"), tmp_path) == {}
     assert samplers._reference(_fields("MW-5", "TB"), tmp_path) == {}
+    assert "DW-4" not in samplers.parse([]).problems
+    assert samplers.parse([f"--references={tmp_path}", "--problems=DW-4"]).problems == ["DW-4"]
+    with pytest.raises(SystemExit):
+        samplers.parse([f"--references={tmp_path}", "--problems=LJ-13"])
 
 
 def test_the_quick_form_has_both_kinds_of_problems():
     args = samplers.parse(["--quick"])
     found = {(c["problem"], c["method"]) for c in samplers.cells(args)}
-    assert ("MW-5", "path KL") in found and ("Gauss-ring", "asbs semi-discrete") in found
+    assert ("mixture-25", "path KL") in found and ("Gauss-ring", "asbs semi-discrete") in found
     assert len(found) == 4
-    assert (args.budget, args.amount) == ("steps", 600.0)
+    assert (args.budget, args.amount) == ("steps", 300.0)
