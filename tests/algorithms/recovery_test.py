@@ -1,7 +1,7 @@
 """Every loss finds the drift of a paired mixture in the plane, from nothing, within 5 per cent.
 
-And those of an energy its log Z: by the weights of what they trained within 3 standard errors,
-which any process gives that reaches far enough, and by their lower bound, which only a bridge does.
+And those of an energy its log Z: within 3 standard errors by the weights of what they trained,
+which any process gives that reaches far enough, and by a lower bound, which a bridge alone does.
 
 The losses of half-steps are regressions on the opposite process: given the exact one they must
 find its reversal, with the exact backward drift. IPF, which has to find both, starts from the
@@ -110,7 +110,7 @@ def shifted(end):
 
 
 def log_weights(chain, params):
-    """Weights of the paths of a process, whose mean is Z of its end, beside the exact opposite."""
+    """Weights of a process's paths beside the exact opposite; their mean is Z of its end."""
     opposite = exact_chain(not chain.backward)
     ends = (pair().source, pair().target)
     start, goal = reversed(ends) if chain.backward else ends
