@@ -1,7 +1,7 @@
 """Every loss finds the drift of a paired mixture in the plane, from nothing, within 5 per cent.
 
 And those of an energy its log Z: within 3 standard errors by the weights of what they trained,
-which any process gives that reaches far enough, and by a lower bound, which a bridge alone does.
+which any process gives that reaches far enough, and by a lower bound, which only a bridge does.
 
 The losses of half-steps are regressions on the opposite process: given the exact one they must
 find its reversal, with the exact backward drift. IPF, which has to find both, starts from the
