@@ -313,9 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = json.dumps(
         {"target": args.target, "options": options, "seed": args.seed, **sizes._asdict()}
     )
-    changed = [f"{name}={value}" for name, value in sorted(args.options.items())]
-    name = "_".join([args.target, *changed, *args.quick * ["quick"]])
-    path = args.folder / f"{name}.npz"
+    path = runs.reference_file(args.folder, args.target, args.options, quick=args.quick)
     if path.exists() and not args.fresh:
         found = dict(np.load(path))
         if str(found["settings"]) != settings:

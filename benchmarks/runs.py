@@ -373,6 +373,14 @@ def beside(value: float | None, ideal: float | None, digits: int = 3) -> str:
     return f"{number(value, digits)} ({number(ideal, digits)})"
 
 
+def reference_file(
+    folder: Path, target: str, options: Mapping[str, Any], *, quick: bool = False
+) -> Path:
+    """Where benchmarks.reference_chains keeps its draws of a target with given options."""
+    changed = [f"{name}={value}" for name, value in sorted(options.items())]
+    return folder / f"{'_'.join([target, *changed, *quick * ['quick']])}.npz"
+
+
 def listed(kind: Callable[[str], T], allowed: Iterable[T] = ()) -> Callable[[str], list[T]]:
     """A type for argparse: values between commas, all of them allowed ones if any are named."""
     names = list(allowed)

@@ -212,12 +212,12 @@ def _reference(fields: Record, references: Path) -> dict[str, Any]:
 
 
 def _draws(problem: str, references: Path) -> Path | None:
+    """Where draws of the target are, if it has no samples of its own."""
     if problem not in UNSAMPLED:
         return None
-    config = runs.checked(
-        f"experiments/configs/{PROBLEMS[problem].config}.py", PROBLEMS[problem].overrides
-    )
-    return references / f"{config.target.name}.npz"
+    given = PROBLEMS[problem]
+    target = runs.checked(f"experiments/configs/{given.config}.py", given.overrides).target
+    return runs.reference_file(references, target.name, target.options.to_dict())
 
 
 def table(records: Sequence[Record]) -> str:
