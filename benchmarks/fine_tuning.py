@@ -90,8 +90,13 @@ def settings(folder: Path, fields: Record) -> dict[str, Any]:
 
 
 def configure(folder: Path, fields: Record) -> ConfigDict:
-    """The configuration of a run; its base has to be finished."""
-    return runs.checked(f"{_CONFIG}:{fields['base']}", settings(folder, fields))
+    """The configuration of a run, for its hash; its base has to be finished.
+
+    Without the base's path: what the base holds is in its digest, however the folder is spelt.
+    """
+    config = runs.checked(f"{_CONFIG}:{fields['base']}", settings(folder, fields))
+    config.fine_tuning.base = ""
+    return config
 
 
 def measure(folder: Path, found: Cell) -> Record:

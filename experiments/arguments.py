@@ -171,9 +171,7 @@ def _validated(config: ConfigDict) -> ConfigDict:
 
     parallel.cut_cpu(devices)
     checked = validation.validate(config)
-    if checked.method == "fine_tuning":
-        bases.read(checked)
-    return checked
+    return bases.pinned(checked) if checked.method == "fine_tuning" else checked
 
 
 def _check_output(output: Path, directory: Path) -> None:

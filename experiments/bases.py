@@ -1,5 +1,6 @@
 """The base of a fine-tuning: a finished run, and what it and the fine-tuning have to share."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ def read(config: ConfigDict) -> ConfigDict:
         That of its base, validated.
 
     Raises:
-        InputError: If that is no finished run, one without noise, or one of other ends, another
-            reference or another grid.
+        InputError: If that is no finished run, one without noise, one of other ends, another
+            reference or another grid, or if its content is not what `base_digest` says.
     """
     given = config.fine_tuning.base
     named, directory = f"fine_tuning.base = {given!r}", Path(given)
@@ -53,7 +54,45 @@ def read(config: ConfigDict) -> ConfigDict:
         if _is_shared(name) and _plain(value) != _plain(there[name]):
             allowed = f"{json.loads(_plain(there[name]))!r}, as in {named}"
             raise validation.refusal(name, value, allowed)
+    pinned, now = config.fine_tuning.base_digest, digest(config)
+    if pinned not in ("", now):
+        allowed = f"{now!r}, that of {named}, which is not the base that this one began with"
+        raise validation.refusal("fine_tuning.base_digest", pinned, allowed)
     return found
+
+
+def pinned(config: ConfigDict) -> ConfigDict:
+    """A copy of a validated config that says what its base holds; refused as by `read`."""
+    read(config)
+    found = config.copy_and_resolve_references()
+    found.fine_tuning.base_digest = digest(config)
+    return found
+
+
+def digest(config: ConfigDict) -> str:
+    """Sixteen hexadecimal digits of the files of the base's newest checkpoint.
+
+    Args:
+        config: A validated config with the method "fine_tuning".
+
+    Raises:
+        InputError: If the base has no checkpoint.
+    """
+    given = config.fine_tuning.base
+    checkpoints = Path(given) / workdir.CHECKPOINTS
+    step = workdir.latest_step(checkpoints)
+    if step is None:
+        raise InputError(
+            f"fine_tuning.base = {given!r}: has no checkpoint: must be the workdir of a "
+            "finished run"
+        )
+    folder, found = checkpoints / str(step), hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        # With the lengths no two lists of files are one text.
+        found.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        found.update(content)
+    return found.hexdigest()[:16]
 
 
 def _is_shared(name: str) -> bool:

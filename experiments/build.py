@@ -52,6 +52,8 @@ class Experiment(NamedTuple):
         observed: The snapshots, where the ends are those of a process observed at more times.
         has_bridge: Whether the Schrödinger bridge of its ends is what is sought; False for
             diffusion models and what is made of them.
+        has_reversal: Whether the backward process is one of the forward one; where it is not,
+            nothing is said that needs both.
         measure: Maps a key, the state and paths of the forward process to what else there is to
             be measured of these; None for nothing.
     """
@@ -74,6 +76,7 @@ class Experiment(NamedTuple):
     bridge: ExactBridge | None
     observed: Observed | None
     has_bridge: bool = True
+    has_reversal: bool = True
     measure: Callable[[Key, Any, HostArray], dict[str, Any]] | None = None
 
 
@@ -130,13 +133,16 @@ def _restore_base(config: ConfigDict) -> Base:
         (found.forward_params(state), found.backward_params(state))
     )
     reward = fine_tuning.reward(config)
-    if given.method == "diffusion":
+    forgets_start = given.method == "diffusion"
+    if forgets_start:
         tilt = tilts.of_data(found.target, reward)
     else:
         tilt = tilts.of_process(
             found.forward, forward_params, found.source, found.target, reward
         )
-    return Base(found.forward, forward_params, found.backward, backward_params, tilt)
+    return Base(
+        found.forward, forward_params, found.backward, backward_params, tilt, forgets_start
+    )
 
 
 def _between(observed: Observed | None) -> tuple[tuple[Endpoint, ...], tuple[int, ...]]:

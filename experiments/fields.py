@@ -168,6 +168,7 @@ FIELDS: dict[str, Rule] = {
     "adjoint.damping": number(at_least=0),
     "diffusion.num_steps": integer(1),
     "fine_tuning.base": file_name(),
+    "fine_tuning.base_digest": file_name(),
     "fine_tuning.loss": choice(
         "relative_trajectory_balance",
         "log_variance",

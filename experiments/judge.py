@@ -293,10 +293,13 @@ def host_log_density(end: Endpoint) -> Callable[[HostArray], HostArray]:
 def log_weights(experiment: Experiment, paths: Paths) -> HostArray | None:
     """Log-weights of paths: log [R(τ | x_K) p̃_1(x_K)] - log [p_0(x_0) P(τ | x_0)], `(n,)`.
 
-    None where an end has no log-density, or paths have no density worth the name.
+    None where an end has no log-density, paths have no density worth the name, or what runs
+    backward is no reversal.
     """
     source, target = experiment.source, experiment.target
-    if source.log_density is None or target.log_density is None or not experiment.has_noise:
+    if source.log_density is None or target.log_density is None:
+        return None
+    if not experiment.has_noise or not experiment.has_reversal:
         return None
     return metrics.log_weights(
         log_start=host_log_density(source)(paths.paths[:, 0]),

@@ -1,5 +1,7 @@
 """Conditions between the keys of a configuration, of methods that are not IPF."""
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
@@ -163,6 +165,13 @@ RELATIONS_OF_SAMPLERS: tuple[Relation, ...] = (
             "sampler.tracked_steps, from 1 to one less than grid.num_steps"
         ),
     ),
+    Relation(
+        "sampler.tracked_steps",
+        lambda c: (
+            c.method != "sampler" or not c.sampler.tracked_steps or c.sampler.loss == "path_kl"
+        ),
+        lambda c: f"0 with sampler.loss = {c.sampler.loss!r}, not differentiated through paths",
+    ),
 )
 """Conditions of diffusion samplers."""
 
@@ -177,6 +186,10 @@ _AT_REST = {
 """The standard deviation of the noise that each reference makes of data."""
 
 
+_LEFT = 0.05
+"""Up to this share of the data may be left in the noise that a reference with drift makes."""
+
+
 def _noise(config: ConfigDict) -> float:
     given = config.reference
     if given.name in _FLAT:
@@ -184,11 +197,30 @@ def _noise(config: ConfigDict) -> float:
     return _AT_REST[given.name](given)
 
 
-def _starts_in_noise(config: ConfigDict) -> bool:
+def _most(config: ConfigDict) -> float:
     """To the noise of a reference without drift the data may add what they spread."""
-    std, noise = config.source.options.get("std", 1.0), _noise(config)
-    most = noise if config.reference.name in _AT_REST else float("inf")
-    return 0.99 * noise <= std <= 1.01 * most
+    return (1.0 if config.reference.name in _AT_REST else 1.1) * _noise(config)
+
+
+def _starts_in_noise(config: ConfigDict) -> bool:
+    std = config.source.options.get("std", 1.0)
+    return 0.99 * _noise(config) <= std <= 1.01 * _most(config)
+
+
+def _forgets(field: str, name: str, least: Callable[[ConfigDict], float]) -> Relation:
+    """A reference with drift has to forget the data by the time that they are noise."""
+    key = field.removeprefix("reference.")
+    return Relation(
+        field,
+        lambda c: (
+            c.method != "diffusion" or c.reference.name != name or c.reference[key] > least(c)
+        ),
+        lambda c: (
+            f"> {least(c):.4g} with method = 'diffusion' and grid.t_max = {c.grid.t_max}, or "
+            f"grid.t_max larger: of the data a share of less than {_LEFT} may be left in the "
+            "noise"
+        ),
+    )
 
 
 RELATIONS_OF_DIFFUSION: tuple[Relation, ...] = (
@@ -224,12 +256,33 @@ RELATIONS_OF_DIFFUSION: tuple[Relation, ...] = (
         ),
         lambda c: (
             f"of a centred Gaussian with std = {_noise(c):.4g}"
-            f"{'' if c.reference.name in _AT_REST else ' or more'}, what reference.name = "
-            f"{c.reference.name!r} makes of data"
+            f"{'' if c.reference.name in _AT_REST else f' to {_most(c):.4g}'}, what "
+            f"reference.name = {c.reference.name!r} makes of data"
         ),
+    ),
+    # Their scale(0, T) is exp(-∫ rate) and exp(-½ ∫ β).
+    _forgets("reference.rate", "ornstein_uhlenbeck", lambda c: -math.log(_LEFT) / c.grid.t_max),
+    _forgets(
+        "reference.beta_max",
+        "variance_preserving",
+        lambda c: -4.0 * math.log(_LEFT) / c.grid.t_max - c.reference.beta_min,
     ),
 )
 """Conditions of diffusion models and their noise."""
+
+
+def _needs_reversal(field: str) -> Relation:
+    """What is made of both processes, of which with less noise one is not known."""
+    key = field.removeprefix("evaluate.")
+    return Relation(
+        field,
+        lambda c: c.method != "fine_tuning" or c.fine_tuning.noise == 1 or not c.evaluate[key],
+        lambda c: (
+            f"false with fine_tuning.noise = {c.fine_tuning.noise} < 1, whose reversal is not "
+            "known"
+        ),
+    )
+
 
 RELATIONS_OF_FINE_TUNING: tuple[Relation, ...] = (
     Relation(
@@ -254,6 +307,24 @@ RELATIONS_OF_FINE_TUNING: tuple[Relation, ...] = (
         lambda c: c.method != "fine_tuning" or c.fine_tuning.tracked_steps <= c.grid.num_steps,
         lambda c: f"at most grid.num_steps = {c.grid.num_steps}; 0 for all",
     ),
+    Relation(
+        "fine_tuning.tracked_steps",
+        lambda c: (
+            c.method != "fine_tuning"
+            or not c.fine_tuning.tracked_steps
+            or _tunes_by(c, "control")
+        ),
+        lambda c: f"0 with the loss {c.fine_tuning.loss!r}, not differentiated through paths",
+    ),
+    Relation(
+        "fine_tuning.loss",
+        lambda c: not _tunes_by(c, "relative_trajectory_balance") or c.fine_tuning.noise == 1,
+        lambda c: (
+            f"another one with fine_tuning.noise = {c.fine_tuning.noise}: its one log Z is "
+            "right where the base forgets its start"
+        ),
+    ),
+    *(_needs_reversal(field) for field in ("evaluate.flow", "evaluate.smc")),
     Relation(
         "learn_variance",
         lambda c: not c.learn_variance or not _tunes_by(c, "adjoint_matching"),

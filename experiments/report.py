@@ -38,7 +38,7 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
     experiment, bridge, settings = judged.experiment, judged.bridge, config.evaluate
     forward = judged.forward(state, keys[0], max(settings.num_paths, settings.num_samples))
     backward = None
-    if experiment.target.sample is not None:
+    if experiment.target.sample is not None and experiment.has_reversal:
         backward = judged.backward(state, keys[1], settings.num_paths)
     # Without noise paths have no densities, and null stands for all that is made of these.
     noisy = experiment.has_noise
@@ -55,7 +55,8 @@ def evaluate(config: ConfigDict, judged: Judge, state: Any, directory: Path) -> 
         found |= graphs.graph_metrics(experiment, state, keys[5])
     if settings.smc:
         found |= sampling.smc_metrics(judged, state, keys[7])
-    if settings.flow and experiment.target.sample is not None:
+    has_flow = experiment.target.sample is not None and experiment.has_reversal
+    if settings.flow and has_flow:
         found |= sampling.flow_metrics(judged, state, forward, keys[2], settings.num_samples)
     if experiment.measure is not None:
         found |= experiment.measure(jax.random.fold_in(keys[6], 1), state, forward.paths)
@@ -91,7 +92,8 @@ def write_samples(
     Or of the backward process, started in the target, or of the probability flow. Arrays, in
     the order of time: times (K+1,), paths (N, K+1, dim), x0 and x1 (N, dim), log_forward,
     log_backward, log_reference (N,) and log_weights (N,): the last NaN where an end has no
-    log-density, and all of them for a flow, whose paths have none.
+    log-density, that and log_backward where no reversal is known, and all of them for a flow,
+    whose paths have none.
 
     Args:
         config: The run's config.
@@ -102,13 +104,19 @@ def write_samples(
         along: "forward", "backward" or "flow".
 
     Raises:
-        InputError: If the paths would start in a target that has no samples.
+        InputError: If the paths would start in a target that has no samples, or a reversal is
+            asked for that is not known.
     """
     key, experiment = jax.random.fold_in(jax.random.key(config.seed), 2), judged.experiment
     if along == "backward" and experiment.target.sample is None:
         raise InputError(
             "--along=backward: must be forward or flow: the target "
             f"{experiment.target.name!r} has no samples to start from"
+        )
+    if along != "forward" and not experiment.has_reversal:
+        raise InputError(
+            f"--along={along}: must be forward: of what is fine-tuned from a bridge, or with "
+            "fine_tuning.noise < 1, the reversal is not known"
         )
     found = (judged.backward if along == "backward" else judged.forward)(
         state, key, num_samples
@@ -119,13 +127,18 @@ def write_samples(
         paths = judged.flow_paths(state, found.paths[:, 0])
         found = judge.Paths(paths, None, undefined, undefined, undefined)
     weights = None if along == "flow" else judge.log_weights(experiment, found)
-    laws = ("log_forward", "log_backward", "log_reference")
+    noisy = experiment.has_noise
+    known = {
+        "log_forward": noisy,
+        "log_backward": noisy and experiment.has_reversal,
+        "log_reference": noisy,
+    }
     arrays = {
         "times": experiment.grid.times,
         "paths": found.paths,
         "x0": found.paths[:, 0],
         "x1": found.paths[:, -1],
-        **{name: getattr(found, name) if experiment.has_noise else undefined for name in laws},
+        **{name: getattr(found, name) if is_ else undefined for name, is_ in known.items()},
         "log_weights": undefined if weights is None else weights,
     }
     single: dict[str, Any] = {name: np.asarray(a, np.float32) for name, a in arrays.items()}

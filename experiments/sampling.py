@@ -140,7 +140,9 @@ def smc_metrics(judged: Judge, state: Any, key: Key) -> dict[str, Estimate | flo
         key: A typed key.
     """
     experiment = judged.experiment
-    if not experiment.has_noise or isotropic_moments(experiment) is None:
+    if not (experiment.has_noise and experiment.has_reversal):
+        return {}
+    if isotropic_moments(experiment) is None:
         return {}
     if experiment.target.log_density is None:
         return {}

@@ -47,6 +47,8 @@ class Base(NamedTuple):
         backward: The backward process.
         backward_params: Its parameters.
         tilt: What its tilt by the reward is judged by.
+        forgets_start: Whether its ends know nothing of where its paths began, as those of a
+            diffusion model: then what is tilted keeps the backward process.
     """
 
     forward: Process
@@ -54,6 +56,7 @@ class Base(NamedTuple):
     backward: Process
     backward_params: Params
     tilt: Tilt
+    forgets_start: bool
 
 
 class Room(NamedTuple):
@@ -130,6 +133,8 @@ class Method(NamedTuple):
         graph: Maps the state to the parameters of the drift that has a graph, if one has.
         has_bridge: Whether the Schrödinger bridge of its ends is what it seeks; False for
             diffusion models and what is made of them.
+        has_reversal: Whether the backward process is one of the forward one; where it is not,
+            nothing is said that needs both.
         measure: Maps a key, the state and paths of the forward process to what else there is to
             be measured of these, estimates or numbers, if anything.
     """
@@ -145,6 +150,7 @@ class Method(NamedTuple):
     has_noise: bool = True
     graph: Callable[[Any], Params] | None = None
     has_bridge: bool = True
+    has_reversal: bool = True
     measure: Callable[[Key, Any, HostArray], dict[str, Any]] | None = None
 
 

@@ -139,7 +139,7 @@ def noising(law: Reference, grid: TimeGrid) -> Process:
 
 
 def with_noise(model: Process, share: float) -> Process:
-    """A diffusion model sampled with less noise than its own, and the same marginals.
+    """A diffusion model sampled with less noise than its own, and nearly the same marginals.
 
     The score at x is (a m(x) - x) / v by Tweedie's formula, with the mean m(x) of the model's
     step and the reference's a and v. Of the drift ½(1 - η²) g² times the score is taken off, by
@@ -148,8 +148,11 @@ def with_noise(model: Process, share: float) -> Process:
 
         N(m + λ (x - a m), η² v w),   λ = (√(ρ (1 - η² (1 - a² ρ))) - ρ a) / (1 - a² ρ),
 
-    w being what the model makes of the variance. With η = 1 it is the model, which forgets its
-    start; the smaller η the more the end remembers of it, and in the limit it is a flow.
+    w being what the model makes of the variance. The last step is the model's own, as what it
+    adds nothing takes off again. With η = 1 all steps are, and the end forgets its start; the
+    smaller η the more it remembers, and in the limit it is a flow. The marginals are the same
+    up to the length of the steps: of 30 with η = 0.3 a Gaussian's end has .91 to .96 of its
+    variance.
 
     Args:
         model: A diffusion model on the reference's exact steps.
@@ -170,9 +173,8 @@ def with_noise(model: Process, share: float) -> Process:
     def kernel(params: Params, x: Array, embedded: EmbeddedStep) -> Gaussian:
         (own, push), step = embedded
         mean, log_variance = model.embedded_kernel(params, x, own)
-        return Gaussian(
-            mean + push * (x - step.scale * mean), log_variance + 2.0 * math.log(share)
-        )
+        taken = jnp.where(step.pinned_share > 0, 2.0 * math.log(share), 0.0)
+        return Gaussian(mean + push * (x - step.scale * mean), log_variance + taken)
 
     return model._replace(embed=embed, embedded_kernel=kernel)
 

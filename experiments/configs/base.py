@@ -342,6 +342,9 @@ def _adjoint() -> ConfigDict:
 def _fine_tuning() -> ConfigDict:
     return _section(
         base="",  # workdir of a finished run, of the same ends, reference and grid
+        # of the files of its newest checkpoint; filled in by the runner, so that a run goes on
+        # with no other base
+        base_digest="",
         # relative_trajectory_balance | log_variance | control | policy_gradient |
         # adjoint_matching, see d2ejax.algorithms.fine_tuning
         loss="relative_trajectory_balance",

@@ -87,6 +87,7 @@ def build(config: ConfigDict, room: Room) -> Method:
         forward_params=forward_params,
         backward_params=lambda state: base.backward_params,
         has_bridge=False,
+        has_reversal=base.forgets_start and settings.noise == 1,
         measure=_measure(given, base, forward_params),
     )
 
@@ -126,8 +127,8 @@ def _measure(
         }
         return {
             **{name: mean_estimate(v.astype(np.float64)) for name, v in values.items()},
-            "reward_exact": float(exact_reward),
-            "kl_to_base_exact": float(exact_kl),
+            "reward_exact": exact_reward,
+            "kl_to_base_exact": exact_kl,
         }
 
     return measure

@@ -458,6 +458,7 @@ ELSEWHERE = {
     "evaluate.plots",
     # Under a base that is trained first: see fine_tuning_test.
     "fine_tuning.base",
+    "fine_tuning.base_digest",
     "fine_tuning.loss",
     "fine_tuning.reward.name",
     "fine_tuning.reward.options",
@@ -504,6 +505,7 @@ DIFFUSION = {
     "method": "diffusion",
     "reference.name": "variance_preserving",
     "reference.reversed": True,
+    "grid.t_max": 1.0,
 }
 """Settings of a diffusion model."""
 

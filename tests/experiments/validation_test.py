@@ -396,3 +396,12 @@ def test_a_window_of_a_sampler_is_drawn_where_some_steps_are_tracked_alone():
         )
     # Of no concern to other methods.
     validation.validate(changed(sampler__window="random"))
+
+
+def test_steps_of_a_sampler_are_tracked_where_they_are_differentiated_through():
+    given = {"method": "sampler", "source__name": "gaussian", "sampler__tracked_steps": 2}
+    assert message(**given).startswith(
+        "sampler.tracked_steps = 2: must be 0 with sampler.loss = 'log_variance'"
+    )
+    validation.validate(changed(**given, sampler__loss="path_kl"))
+    validation.validate(changed(sampler__tracked_steps=2))
