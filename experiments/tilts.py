@@ -22,7 +22,7 @@ _AT_ONCE = 2**15
 """Paths of the base that are simulated together."""
 
 _MEASURED_DRAWS = 100_000
-_MEASURED_STARTS, _MEASURED_ENDS = 500, 1024
+_MEASURED_STARTS, _MEASURED_ENDS = 250, 1024
 """Behind the estimates of an optimum. Of weighted draws no KL divergence is above the logarithm
 of their number, and where few of them count all estimates are biased: then there are none."""
 
