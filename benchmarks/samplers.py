@@ -296,37 +296,38 @@ def _others(records: Sequence[Record]) -> str:
 
 
 def draw(folder: Path, records: Sequence[Record]) -> None:
-    """Error against evaluations of the energy: a panel per problem, medians over the seeds."""
+    """Each problem's methods by their error: medians over the seeds, at the largest budget."""
     panels = []
     for problem in PROBLEMS:
-        own = [r for r in records if r["problem"] == problem and "failed" not in r]
-        lines = {name: _line(own, name) for name in sampler_methods.methods(problem)}
-        shown = {name: line for name, line in lines.items() if line[0]}
-        if shown:
-            what = "bridge gap" if problem in BRIDGES else "log Z less its lower bound"
-            panels.append(plotting.Panel(problem, shown, "1000 evaluations", f"{what} [nats]"))
+        own = [r for r in records if r["problem"] == problem and _error(r) is not None]
+        if own:
+            _, budget, amount = max(
+                ((r["problem"], r["budget"], r["amount"]) for r in own), key=_order
+            )
+            found = [r for r in own if (r["budget"], r["amount"]) == (budget, amount)]
+            panels.append(_panel(f"{problem}, {amount:g} {budget}", found))
     if panels:
-        figure = plotting.comparison(panels, title="Learning from an energy", share_y=False)
+        figure = plotting.ranking(panels, title="Learning from an energy")
         plotting.save(figure, folder / "samplers.png")
 
 
-def _line(records: Sequence[Record], method: str) -> tuple[list[float], list[float]]:
-    """Where a method's errors stand, one for each budget; those below zero are left out."""
-    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+def _panel(title: str, records: Sequence[Record]) -> plotting.Ranking:
+    errors: dict[str, list[float]] = {}
     for record in records:
-        error = _error(record)
-        if record["method"] == method and error is not None:
-            at = (record["budget"], record["amount"])
-            found.setdefault(at, []).append((record["energy_evaluations"] / 1000, error))
-    medians = sorted(tuple(np.median(points, axis=0)) for points in found.values())
-    kept = [point for point in medians if point[1] > 0]
-    return [float(x) for x, _ in kept], [float(y) for _, y in kept]
+        errors.setdefault(record["method"], []).append(_error(record) or 0.0)
+    values = {name: float(np.median(found)) for name, found in errors.items()}
+    if records[0]["problem"] in BRIDGES:
+        limit = runs.median(records, "bridge_gap_limit")
+        return plotting.Ranking(title, values, "bridge gap [nats], dashed its limit", limit)
+    return plotting.Ranking(title, values, "log Z less its lower bound [nats]")
 
 
 def _error(record: Record) -> float | None:
-    if record["problem"] in BRIDGES:
-        return record.get("bridge_gap")
-    return record["log_z_true"] - record["log_z_lower"] if _known(record) else None
+    """What its figure shows of a run; None for nothing that a logarithm could."""
+    error = record.get("bridge_gap") if record["problem"] in BRIDGES else None
+    if _known(record) and record["problem"] not in BRIDGES:
+        error = record["log_z_true"] - record["log_z_lower"]
+    return error if error is not None and error > 0 else None
 
 
 def write(folder: Path) -> None:

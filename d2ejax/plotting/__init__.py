@@ -7,6 +7,8 @@ from d2ejax.plotting.drifts import drift_field as drift_field
 from d2ejax.plotting.graphs import graph as graph
 from d2ejax.plotting.motion import animation as animation
 from d2ejax.plotting.overview import overview as overview
+from d2ejax.plotting.ranking import Ranking as Ranking
+from d2ejax.plotting.ranking import ranking as ranking
 from d2ejax.plotting.snapshots import snapshots as snapshots
 from d2ejax.plotting.style import save as save
 from d2ejax.plotting.transport import coupling as coupling

@@ -386,8 +386,8 @@ def _exploration() -> ConfigDict:
         buffer_size=4096,  # points of the energy's end, per device
         add_ends=True,  # the ends of trained paths join them
         priority_power=0.0,  # points are drawn with probability ∝ density^power
-        # none | ula | averaged_ula | mala | hmc - in the plane it hardly matters: moons .114
-        # with none, .109 and .110 with averaged_ula and hmc
+        # none | ula | averaged_ula | mala | hmc - moons .114 with none, .109 and .110 with
+        # averaged_ula and hmc, but 1.5 with none and no energy feature, which loses modes
         refresh_method="mala",
         refresh_every=50,  # gradient steps between two refreshes
         refresh_steps=10,  # Langevin (or HMC) steps of a refresh
