@@ -229,11 +229,21 @@ def _headline_numbers(fields: dict[str, Any]) -> dict[str, tuple[float | None, f
         "W2²": ("w2_squared", "w2_squared_floor"),
         "transport cost": ("transport_cost", "transport_cost_optimal"),
     }
-    gap = {"bridge gap [nats]": (fields.get("bridge_gap"), 0.0)}
+    first: tuple[str, float | None, float | None] = (
+        "bridge gap [nats]",
+        fields.get("bridge_gap"),
+        0.0,
+    )
+    if fields.get("reward") is not None:
+        first = "mean reward [nats]", fields["reward"], fields.get("reward_exact")
+    elif fields.get("bridge_gap") is None and fields.get("log_z_error") is not None:
+        first = "log Z error [nats]", fields["log_z_error"], 0.0
     if "w1_left_out_floor" in fields:
         found = fields.get("w1_left_out", fields["w1_left_out_ode"])
-        gap = {"W1, left out": (found, fields["w1_left_out_floor"])}
-    return gap | {label: (fields.get(a), fields.get(b)) for label, (a, b) in pairs.items()}
+        first = "W1, left out", found, fields["w1_left_out_floor"]
+    return {first[0]: first[1:]} | {
+        label: (fields.get(a), fields.get(b)) for label, (a, b) in pairs.items()
+    }
 
 
 def _drift_figure(

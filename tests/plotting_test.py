@@ -167,6 +167,16 @@ def test_training_curves_draw_losses_metrics_and_ideals(tmp_path):
     assert (kl.get_yscale(), gap.get_yscale()) == ("linear", "log")
 
 
+def test_phases_by_any_name_have_their_panel():
+    records = [
+        {"gradient_steps": step, "loss": 1.0 / step, "phase": phase}
+        for step, phase in ((1, "sampling"), (2, "sampling"), (3, "backward"))
+    ]
+    figure = plotting.training_curves(records)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["Loss, backward half-step", "Loss, sampling"]
+
+
 def test_training_curves_need_something_to_draw():
     with pytest.raises(ValueError, match="records"):
         plotting.training_curves([{"gradient_steps": 1, "loss": None, "phase": "forward"}])

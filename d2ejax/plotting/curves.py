@@ -12,7 +12,9 @@ from scipy import ndimage
 from d2ejax.plotting import style
 from d2ejax.plotting.style import Floats
 
-PHASES = {"backward": style.TARGET, "forward": style.SOURCE, "matching": style.INK}
+HALF_STEPS = {"backward": style.TARGET, "forward": style.SOURCE}
+"""Phases that come first, with their colours; all others follow, in ink."""
+
 # Metric: its title, and what its ideal is called.
 TRACKED = {
     "path_kl": ("Path KL [nats]", "optimum"),
@@ -29,8 +31,9 @@ def training_curves(
     Args:
         records: in the order written, one mapping each, as in metrics.jsonl. Read are
             "gradient_steps" (a record without it is skipped), "loss" together with "phase"
-            ("forward" or "backward"), and the metrics "path_kl", "bridge_gap", "w2_squared".
-            What is missing, None or not finite is left out; other keys are ignored.
+            ("forward", "backward" or the name of another), and the metrics "path_kl",
+            "bridge_gap", "w2_squared". What is missing, None or not finite is left out; other
+            keys are ignored.
         optimal: ideal value for each metric, drawn dashed; missing or None: no line.
 
     Returns:
@@ -40,7 +43,9 @@ def training_curves(
         ValueError: if nothing in the records can be drawn.
     """
     optimal = optimal or {}
-    losses = {phase: _series(records, "loss", phase) for phase in PHASES}
+    named = (record.get("phase") for record in records)
+    order = dict.fromkeys([*HALF_STEPS, *(phase for phase in named if phase)])
+    losses = {phase: _series(records, "loss", phase) for phase in order}
     metrics = {name: _series(records, name) for name in TRACKED}
     metrics = {name: series for name, series in metrics.items() if len(series[0])}
     phases = {phase: series for phase, series in losses.items() if len(series[0])}
@@ -56,7 +61,7 @@ def training_curves(
     for subfigure, names in zip(subfigures, rows, strict=True):
         panels = subfigure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
-            if name in PHASES:
+            if name in phases:
                 _loss_panel(axes, name, *losses[name])
             else:
                 _metric_panel(axes, name, *metrics[name], optimal.get(name))
@@ -96,7 +101,7 @@ def _series(
 
 def _loss_panel(axes: Axes, phase: str, steps: Floats, values: Floats) -> None:
     """Draws the raw loss faintly and a running median firmly, broken between half-steps."""
-    color = PHASES[phase]
+    color = HALF_STEPS.get(phase, style.INK)
     axes.plot(steps, values, color=color, alpha=0.25, linewidth=1.0)
     breaks = np.flatnonzero(np.isnan(values))
     for part in np.split(np.arange(len(values)), breaks):
@@ -110,7 +115,7 @@ def _loss_panel(axes: Axes, phase: str, steps: Floats, values: Floats) -> None:
     if not _log_scale(axes, finite):
         margin = 0.08 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
-    title = f"Loss, {phase}" + (" half-step" if phase != "matching" else "")
+    title = f"Loss, {phase}" + (" half-step" if phase in HALF_STEPS else "")
     axes.set_title(title, size=style.PANEL_SIZE, color=style.INK)
 
 

@@ -285,3 +285,18 @@ def test_an_exact_bridge_that_cannot_be_solved_is_none(broken_ring, changes):
         changes = changes | {"target.name": "eight_gaussians", "target.options.radius": 1.0}
     experiment = build.build(small.shrunk("two_moons", changes))
     assert judge.Judge(experiment).bridge is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "first"),
+    [
+        ({"bridge_gap": 0.1, "log_z_error": 0.2}, ("bridge gap [nats]", (0.1, 0.0))),
+        ({"bridge_gap": None, "log_z_error": 0.2}, ("log Z error [nats]", (0.2, 0.0))),
+        (
+            {"reward": -1.7, "reward_exact": -1.6, "log_z_error": 0.2},
+            ("mean reward [nats]", (-1.7, -1.6)),
+        ),
+    ],
+)
+def test_the_first_number_is_what_the_run_is_after(fields, first):
+    assert next(iter(report._headline_numbers(fields).items())) == first
