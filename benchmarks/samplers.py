@@ -96,7 +96,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(
             problems=["mixture-25", "Gauss-ring"],
-            methods=["log-variance", "path KL", "ipf without refresh", "asbs semi-discrete"],
+            methods=["log-variance", "path KL", "ipf"],
             budget="steps",
             amount=300.0,
         )
