@@ -82,6 +82,42 @@ def init_state(
     return State(model, zero, zero, zero, device_key(own_key, axis_name))
 
 
+def of_one_model(
+    draw: Callable[[Key, Params], Callable[[Params], tuple[Array, dict[str, Array]]]],
+    *,
+    init_params: Callable[[Key], Params],
+    optimiser: optax.GradientTransformation,
+    ema_decay: float,
+    axis_name: str | None,
+) -> Algorithm:
+    """An algorithm that has one model and remembers nothing else.
+
+    Args:
+        draw: Maps a key and the parameters to the loss on what is drawn in one gradient step,
+            a function of the parameters.
+        init_params: Maps a key to the parameters.
+        optimiser: Of the parameters.
+        ema_decay: Decay of the parameters' moving average per step.
+        axis_name: The mapped axis of devices, over which gradients and metrics are averaged.
+
+    Returns:
+        The algorithm; its state is a `State`.
+    """
+
+    def init(key: Key) -> State:
+        return init_state(key, init_params, optimiser, axis_name)
+
+    def step(state: State) -> tuple[State, dict[str, Array]]:
+        key, step_key = jax.random.split(state.key)
+        loss_fn = draw(step_key, state.model.params)
+        model, finite, metrics = gradient_step(
+            loss_fn, state.model, optimiser, decay=ema_decay, axis_name=axis_name
+        )
+        return counted(state._replace(model=model, key=key), finite), metrics
+
+    return Algorithm(init, step)
+
+
 def with_model(
     models: tuple[Model, Model, Model], which: int, model: Model
 ) -> tuple[Model, Model, Model]:

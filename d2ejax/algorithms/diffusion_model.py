@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from d2ejax import gaussians, kernels, references
-from d2ejax.algorithms.base import Algorithm, State, counted, gradient_step, init_state
+from d2ejax.algorithms.base import Algorithm, of_one_model
 from d2ejax.algorithms.bridges import ends_objective
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
@@ -80,21 +80,13 @@ def diffusion_model(
         raise ValueError("process: runs backward: must be a forward process")
     endpoints.sampler(given.data)
 
-    def init(key: Key) -> State:
-        return init_state(key, init_params, optimiser, axis_name)
-
-    def step(state: State) -> tuple[State, dict[str, Array]]:
-        key, step_key = jax.random.split(state.key)
-        model, finite, metrics = gradient_step(
-            objective(given, step_key),
-            state.model,
-            optimiser,
-            decay=ema_decay,
-            axis_name=axis_name,
-        )
-        return counted(state._replace(model=model, key=key), finite), metrics
-
-    return Algorithm(init, step)
+    return of_one_model(
+        lambda key, _: objective(given, key),
+        init_params=init_params,
+        optimiser=optimiser,
+        ema_decay=ema_decay,
+        axis_name=axis_name,
+    )
 
 
 def objective(

@@ -19,6 +19,7 @@ this optimum, but for the first, which asks for one constant:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from d2ejax import losses, rollouts
-from d2ejax.algorithms.base import Algorithm, State, counted, gradient_step, init_state
+from d2ejax.algorithms.base import Algorithm, of_one_model
 from d2ejax.kernels import EmbeddedStep, Process
 from d2ejax.typing import Array, Key, LogDensity, Params
 
@@ -98,21 +99,16 @@ def fine_tuning(
     """
     _check(given)
 
-    def init(key: Key) -> State:
-        def params(key: Key) -> Params:
-            return {"drift": init_params(key), "log_z": jnp.zeros(())}
+    def params(key: Key) -> Params:
+        return {"drift": init_params(key), "log_z": jnp.zeros(())}
 
-        return init_state(key, params, optimiser, axis_name)
-
-    def step(state: State) -> tuple[State, dict[str, Array]]:
-        key, step_key = jax.random.split(state.key)
-        loss_fn = objective(given, step_key, state.model.params)
-        model, finite, metrics = gradient_step(
-            loss_fn, state.model, optimiser, decay=ema_decay, axis_name=axis_name
-        )
-        return counted(state._replace(model=model, key=key), finite), metrics
-
-    return Algorithm(init, step)
+    return of_one_model(
+        partial(objective, given),
+        init_params=params,
+        optimiser=optimiser,
+        ema_decay=ema_decay,
+        axis_name=axis_name,
+    )
 
 
 def objective(given: FineTuning, key: Key, params: Params) -> _Loss:
