@@ -54,10 +54,10 @@ def read(config: ConfigDict) -> ConfigDict:
         if _is_shared(name) and _plain(value) != _plain(there[name]):
             allowed = f"{json.loads(_plain(there[name]))!r}, as in {named}"
             raise validation.refusal(name, value, allowed)
-    pinned, now = config.fine_tuning.base_digest, digest(config)
-    if pinned not in ("", now):
+    given_digest, now = config.fine_tuning.base_digest, digest(config)
+    if given_digest not in ("", now):
         allowed = f"{now!r}, that of {named}, which is not the base that this one began with"
-        raise validation.refusal("fine_tuning.base_digest", pinned, allowed)
+        raise validation.refusal("fine_tuning.base_digest", given_digest, allowed)
     return found
 
 

@@ -1,6 +1,6 @@
 """From a validated config to an experiment.
 
-With `ends`, `wiring` and `methods` the only reader of configs.
+With `bases`, `ends`, `wiring` and `methods` the only reader of configs.
 
 Nothing here simulates or trains; it wires functions of the library together.
 """
