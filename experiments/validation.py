@@ -8,7 +8,8 @@ Three tables say it all, and are checked in this order:
 - `relations_of_methods.RELATIONS_OF_METHODS` and `relations.RELATIONS`: conditions between
   keys.
 
-To add a key: its default goes to `configs/base.py`, its rule to `fields.FIELDS`.
+To add a key: its default goes to `configs/base.py`, or to `defaults_of_methods` if it is of one
+method, and its rule to `fields.FIELDS`.
 """
 
 import difflib

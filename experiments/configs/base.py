@@ -14,16 +14,19 @@ A configuration file starts from `get_config()` and sets values:
         config.target.name = "ring"
         return config
 
-What each key may hold is declared in `experiments/validation.py`. A key that is not listed
-here is refused, except under `options`.
+The sections of methods are in `experiments/defaults_of_methods.py`. What each key may hold is
+declared in `experiments/fields.py`. A key that is not listed is refused, except under `options`.
 """
 
 from ml_collections import ConfigDict
 
+from experiments import defaults_of_methods
+from experiments.defaults_of_methods import section
+
 
 def get_config() -> ConfigDict:
     """Returns the default configuration, unlocked: validation finds unknown keys."""
-    return _section(
+    return section(
         seed=0,  # of the training key; evaluation derives its own keys from it
         # ipf, or between sampled ends
         # dsb | sde | dsbm: ipf with mean_matching, sde_likelihood, bridge_matching for "auto"
@@ -36,26 +39,26 @@ def get_config() -> ConfigDict:
         method="ipf",
         source=_endpoint(name="two_moons", access="samples"),  # p_0, the end at time 0
         target=_endpoint(name="ring", access="energy"),  # p_1, the end at time grid.t_max
-        pair=_section(
+        pair=section(
             # none | mixtures | gaussian_plan: both ends made as one by d2ejax.pairs, for the
             # reference and grid.t_max given here, with their exact bridge in any dimension;
             # source.name and target.name are then "pair"
             name="none",
-            options=_section(),  # keyword options of that constructor
+            options=section(),  # keyword options of that constructor
         ),
-        snapshots=_section(
+        snapshots=section(
             # none | branching | gapminder | regulatory: a process of d2ejax.snapshots for sf2m,
             # cfm and eot, observed at more times than its two ends, from 0 to grid.t_max;
             # source.name and target.name are then "snapshots", and grid.num_steps is spread
             # evenly over the intervals between these times
             name="none",
-            options=_section(),  # keyword options of that constructor
+            options=section(),  # keyword options of that constructor
             # which of them training does not see, counted from 0, the source: it is what the
             # bridge is judged by; -1: it sees all of them
             left_out=-1,
         ),
         reference=_reference(),
-        grid=_section(
+        grid=section(
             num_steps=20,  # K: kernels per path, so network calls per path
             t_max=0.2,  # T: length of the time interval, in the reference's unit of time
             # uniform | end_refined | cosine - refined where the drift is stiff: a quarter of
@@ -68,7 +71,7 @@ def get_config() -> ConfigDict:
         # learn each kernel's variance; False keeps the reference's - with which no chain can
         # come to rest on modes narrower than its last step
         learn_variance=True,
-        variance=_section(
+        variance=section(
             # bounded | bridge: how the network's output becomes a variance - bridge has the
             # form of the exact kernels
             family="bridge",
@@ -79,29 +82,35 @@ def get_config() -> ConfigDict:
         # paths scored in one gradient step, all starts together - 6000 steps of 128 end at
         # .086, 3000 of 256 at .098
         batch_size=128,
-        ipf=_ipf(),
-        light=_light(),
-        matching=_matching(),
-        sampler=_sampler(),
-        enot=_enot(),
-        adjoint=_adjoint(),
-        diffusion=_section(num_steps=6000),  # gradient steps
-        fine_tuning=_fine_tuning(),
+        ipf=defaults_of_methods.ipf(),
+        light=defaults_of_methods.light(),
+        matching=defaults_of_methods.matching(),
+        sampler=defaults_of_methods.sampler(),
+        enot=defaults_of_methods.enot(),
+        adjoint=defaults_of_methods.adjoint(),
+        diffusion=section(num_steps=6000),  # gradient steps
+        fine_tuning=defaults_of_methods.fine_tuning(),
         optimiser=_optimiser(),
         exploration=_exploration(),
-        parallel=_section(
+        parallel=section(
             backend="pmap",  # pmap | shard_map: how a step is spread over the local devices
             # devices that the CPU is cut into; XLA_FLAGS=--xla_force_host_platform_device_count
             # comes before it - two share a small step better than one device's threads do
             cpu_devices=2,
+            # into how many parts the batch, the buffers and the keys are cut, a multiple of the
+            # number of devices; 0: one for each device - with a number, what a run computes
+            # does not depend on how many devices share it, but for rounding
+            shards=0,
         ),
-        loop=_section(
+        loop=section(
             steps_per_dispatch=100,  # gradient steps per device call; no effect on results
             checkpoint_every=1000,  # gradient steps between two checkpoints
             keep=2,  # newest checkpoints to keep
+            keep_best=False,  # beside them the one whose bridge gap, or else loss, is lowest
+            tensorboard=False,  # event files for TensorBoard as well, in the folder events
             max_consecutive_skipped=100,  # non-finite steps in a row after which the run stops
         ),
-        evaluate=_section(
+        evaluate=section(
             num_samples=2000,  # samples in each set compared by W2²
             num_paths=10000,  # paths behind each Monte-Carlo estimate
             # W2² of the ends of the probability flow as well: ten seconds more, and for what is
@@ -118,20 +127,16 @@ def get_config() -> ConfigDict:
     )
 
 
-def _section(**values: object) -> ConfigDict:
-    return ConfigDict(values)
-
-
 def _endpoint(name: str, access: str) -> ConfigDict:
-    return _section(
+    return section(
         name=name,  # a constructor in d2ejax.endpoints.registry, "pair" or "snapshots"
         access=access,  # samples | energy: all that training may see of this end
-        options=_section(),  # keyword options of that constructor
+        options=section(),  # keyword options of that constructor
     )
 
 
 def _reference() -> ConfigDict:
-    return _section(
+    return section(
         # brownian | ornstein_uhlenbeck | variance_exploding | variance_preserving
         name="brownian",
         sigma=2.0**0.5,  # diffusion of brownian and ornstein_uhlenbeck, per sqrt(time)
@@ -148,7 +153,7 @@ def _reference() -> ConfigDict:
 
 
 def _network() -> ConfigDict:
-    return _section(
+    return section(
         width=64,  # of every hidden layer
         depth=4,  # hidden layers - .077; three of them .086, three of width 96 .087
         num_frequencies=8,  # cosines of each of the roots of time passed and time left
@@ -182,7 +187,7 @@ def _network() -> ConfigDict:
 
 
 def _graph() -> ConfigDict:
-    return _section(
+    return section(
         # none | forward | current: which drift is a network whose first layer is a graph of
         # what depends on what (d2ejax.graph_networks), in sf2m, cfm and eot: that of the
         # forward process, or the velocity of the flow
@@ -196,169 +201,8 @@ def _graph() -> ConfigDict:
     )
 
 
-def _ipf() -> ConfigDict:
-    return _section(
-        iterations=5,  # pairs of half-steps
-        forward_steps=1000,  # gradient steps of each forward half-step
-        # gradient steps of each backward half-step; all at the end with semi_discrete
-        backward_steps=200,
-        # auto | likelihood | bridge_matching | mean_matching | drift_matching |
-        # sde_likelihood | log_variance | trajectory_balance | semi_discrete | hybrid; auto
-        # takes bridge_matching where the pinned end gives samples (likelihood if it is not
-        # re-anchored), semi_discrete where it gives an energy (log_variance for the backward
-        # half-step if the forward one is semi_discrete)
-        # - moons .16 with either loss that learns the opposite process, .112 with hybrid; from
-        # data to data .129 with bridge_matching, .161 with likelihood
-        forward_loss="auto",  # pinned end: the target
-        backward_loss="auto",  # pinned end: the source
-        # none | backward | forward | both: the likelihood half-steps that rejoin the endpoints
-        # of their paths by the reference's pinned bridge
-        # - without it the half-steps' errors add up and the pair drifts off
-        reanchor="both",
-        # reference | lightsb: what both processes are at first, and what their networks change
-        # from then on; lightsb, between sampled ends, is fitted from either end before the
-        # first half-step, as the section light says, but for backward_steps
-        # - from data to data .073 after 600 gradient steps and .072 after 1500 with lightsb,
-        # 1.5 and .23 without; two moons after 1500: .071 and .25, and of six Gaussians instead
-        # of fifty, which by themselves are 1.2 away, .12
-        start_from="reference",
-        # reference | independent: the ends that the first bridge-matching half-step couples -
-        # the reference's are those of IPF, independent ones of iterative Markovian fitting
-        first_coupling="reference",
-        # exact | hutchinson: the divergence in the loss sde_likelihood, by a derivative along
-        # each axis or along one random sign vector, which is noisier
-        divergence="exact",
-        # batches of the opposite process's paths that a half-step of samples keeps and draws
-        # its own from; 0: each is simulated anew
-        cached_batches=0,
-        # gradient steps after which those are simulated anew, a divisor of forward_steps and
-        # backward_steps
-        cache_every=100,
-        # a half-step goes on from the parameters that it had before - moons .50 without
-        warm_start=True,
-        # N: paths that share a start, in the energy losses - between the variance of few paths
-        # and the few starts of many: moons .131, .114, .110, .113 for 2, 4, 8, 16
-        paths_per_start=8,
-        likelihood_batch_size=0,  # paths of a half-step from samples; 0: batch_size
-        # M: points of the other end behind a semi-discrete potential, on each device - more
-        # than the plane needs (moons .104 with 256), for the sake of small ε and many
-        # dimensions
-        num_anchors=1024,
-        # hybrid: effective anchors below which a gradient step turns to the learned opposite
-        # process, and the loss to log_variance - dimension 16, ε = 0.1: .006 in closed form,
-        # .019 after a hand-over at nine anchors
-        min_anchors=4.0,
-        use_ema_opposite=True,  # draw the opposite process from its averaged parameters
-    )
-
-
-def _light() -> ConfigDict:
-    return _section(
-        num_components=50,  # Gaussians in the potential
-        # the variance that they start with, in units of the reference's over [0, T], ε
-        init_share=0.1,
-        # gradient steps of the potential - moons to samples of the ring: 1000 end within 1e-4
-        # nats of 3000
-        steps=1000,
-        # gradient steps of the backward process, which is fitted to the finished plan
-        backward_steps=1000,
-        batch_size=1024,  # samples of each end in a gradient step of the potential
-        # of the potential, by Adam, at the peak of its cosine schedule; in units of x for the
-        # centres - dimension 16 after 1000 steps: 0.002 nats from the bridge, 0.006 with 1e-2
-        learning_rate=3e-2,
-    )
-
-
-def _matching() -> ConfigDict:
-    return _section(
-        num_steps=6000,  # gradient steps, as many as ipf takes
-        # auto | independent | entropic | exact: how a minibatch of both ends is paired; auto
-        # takes entropic for sf2m and eot, whose plan tends to the bridge's as the batch grows,
-        # and exact for cfm
-        coupling="auto",
-        coupling_epsilon_scale=1.0,  # ε of entropic, in units of the reference's variance(0, T)
-        # uniform | grid: times of sf2m and cfm, evenly spread or as dense as those of the grid
-        times="uniform",
-        # times in a gradient step, shared by all pairs of the batch; with snapshots spread
-        # evenly over the legs from one to the next, rounded up
-        num_times=20,
-        score_weight=1.0,  # factor of the score's loss in sf2m
-        path_std=0.01,  # standard deviation around the straight lines of cfm
-    )
-
-
-def _enot() -> ConfigDict:
-    return _section(
-        num_steps=5000,  # gradient steps of the process and the potential together
-        backward_steps=1000,  # of the backward process, which is fitted to the finished one
-        inner_steps=10,  # of the process, for one of the potential
-    )
-
-
-def _sampler() -> ConfigDict:
-    return _section(
-        num_steps=6000,  # gradient steps
-        # log_variance | trajectory_balance | subtrajectory_balance | path_kl: the first three
-        # of paths two of which share a start, of exploration.off_policy_ratio one of the two
-        # from the buffer; the last one of its own paths, differentiated through them
-        loss="log_variance",
-        decay=0.9,  # of the weight of a piece with its length, per step: subtrajectory_balance
-        tracked_steps=0,  # steps that path_kl is differentiated through; 0: all of them
-        # last | random: these are the last steps, or a window that each batch draws - biased,
-        # or noisy (benchmarks/results/truncated_gradients.md)
-        window="last",
-    )
-
-
-def _adjoint() -> ConfigDict:
-    return _section(
-        iterations=25,  # pairs of stages, or one stage each where no corrector is learned
-        forward_steps=200,  # gradient steps of each stage of the forward process
-        # gradient steps of each stage of the corrector, where it is learned
-        corrector_steps=100,
-        backward_steps=1000,  # gradient steps of the backward process, at the end
-        # auto | learned | semi_discrete: of asbs - auto takes learned, a network for the score
-        # of the source's potential at the end; semi_discrete has it in closed form
-        # auto | reference | none: of adjoint_sampling - auto takes reference, the score of the
-        # reference's law at the end, right from a fixed start; none is plain control
-        corrector="auto",
-        rollout_every=20,  # gradient steps after which paths are simulated for the replay
-        rollout_size=512,  # how many
-        replay_size=4096,  # pairs of ends to draw from, per device
-        # of semi_discrete: share of pairs that come from particles of the target - the
-        # regression is on whatever law these have: right where they have settled alone
-        off_policy_ratio=0.0,
-        num_anchors=1024,  # M of semi_discrete and reference, on each device
-        max_gradient=1000.0,  # largest norm of the energy's gradient
-        # λ, about the curvature of the target's energy: the pull to a path's own end is given a
-        # share that cancels the noise of that energy's gradient - 0 as published; Gaussian to
-        # ring after 3000 steps, semi_discrete: .25 with 0, .15 with 20
-        curvature=0.0,
-        # η: weight of the previous iterate beside the target - bms was published with 0 and 10
-        damping=0.0,
-    )
-
-
-def _fine_tuning() -> ConfigDict:
-    return _section(
-        base="",  # workdir of a finished run, of the same ends, reference and grid
-        # of the files of its newest checkpoint; filled in by the runner, so that a run goes on
-        # with no other base
-        base_digest="",
-        # relative_trajectory_balance | log_variance | control | policy_gradient |
-        # adjoint_matching, see d2ejax.algorithms.fine_tuning
-        loss="relative_trajectory_balance",
-        reward=_section(name="gaussian", options=_section()),  # an endpoint
-        temperature=1.0,  # the reward is that endpoint's log-density over this, in nats
-        num_steps=2000,  # gradient steps
-        num_paths=8,  # that share their start, of log_variance
-        tracked_steps=0,  # last steps that control is differentiated through; 0: all of them
-        noise=1.0,  # η: of a diffusion model, in units of its own; less keeps more memory
-    )
-
-
 def _optimiser() -> ConfigDict:
-    return _section(
+    return section(
         # adamw | muon: for the weight matrices; biases always have AdamW - 3000 steps of 256
         # paths, three layers: .098 with muon, .117 with adamw
         name="muon",
@@ -376,7 +220,7 @@ def _optimiser() -> ConfigDict:
 
 
 def _exploration() -> ConfigDict:
-    return _section(
+    return section(
         # share of batches from the buffer, at the start - modes that the process has not found
         # are seen from the first step on: on-policy, moons loses some and ends at .96; with the
         # energy feature no share from 0 to 1 makes a difference
