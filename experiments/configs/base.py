@@ -15,7 +15,8 @@ A configuration file starts from `get_config()` and sets values:
         return config
 
 The sections of methods are in `experiments/defaults_of_methods.py`. What each key may hold is
-declared in `experiments/fields.py`. A key that is not listed is refused, except under `options`.
+declared in `experiments/fields.py`. A key that is not listed is refused, except under
+`options`.
 """
 
 from ml_collections import ConfigDict
