@@ -19,6 +19,9 @@ from ml_collections import ConfigDict
 
 from experiments import arguments, validation, workdir
 from experiments.errors import InputError
+from experiments.tables import beside as beside
+from experiments.tables import markdown as markdown
+from experiments.tables import number as number
 
 T = TypeVar("T")
 Record = dict[str, Any]
@@ -28,6 +31,8 @@ RECORDS = "results.jsonl"
 
 _BAD_INPUT = 2
 _INTERRUPTED = 130
+# A full disk, and SIGTERM.
+_FROM_OUTSIDE = (3, 143)
 # Keys by which no two cells differ: how far a run is watched, and over which devices it is
 # spread (its record has `devices`; the objective is the same on any number of them, random
 # numbers are not).
@@ -61,7 +66,7 @@ def train(
 
     Raises:
         RunFailed: If it stopped with an error, training that diverged for one.
-        RunKilled: If a signal ended it.
+        RunKilled: If a signal ended it, or a full disk.
         ValueError: If the runner refused the configuration or the workdir.
         KeyboardInterrupt: If it was interrupted.
     """
@@ -84,6 +89,8 @@ def train(
     if done.returncode < 0:
         raise RunKilled(f"{directory}: signal {-done.returncode} ended its training")
     message = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if done.returncode in _FROM_OUTSIDE:
+        raise RunKilled(message)
     if done.returncode == _BAD_INPUT:
         raise ValueError(message)
     raise RunFailed(message)
@@ -352,25 +359,6 @@ def write_table(
     text = table(newest(read_records(folder / RECORDS), fields))
     (folder / "results.md").write_text(text + "\n")
     print(text)
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    inner = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    lines = [columns, ["---"] * len(columns), *inner]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table, a dash for one that is not defined."""
-    return "-" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def beside(value: float | None, ideal: float | None, digits: int = 3) -> str:
-    """A value with its ideal in brackets."""
-    if value is None or ideal is None:
-        return number(value, digits)
-    return f"{number(value, digits)} ({number(ideal, digits)})"
 
 
 def reference_file(

@@ -15,6 +15,7 @@ from d2ejax import pairs as pairs
 from d2ejax import parallel as parallel
 from d2ejax import references as references
 from d2ejax import rollouts as rollouts
+from d2ejax import saved_bridges as saved_bridges
 from d2ejax import snapshots as snapshots
 from d2ejax import time_grids as time_grids
 from d2ejax.algorithms.adjoint import AdjointStages as AdjointStages
@@ -72,6 +73,8 @@ from d2ejax.references import variance_exploding as variance_exploding
 from d2ejax.references import variance_preserving as variance_preserving
 from d2ejax.rollouts import log_density as log_density
 from d2ejax.rollouts import simulate as simulate
+from d2ejax.saved_bridges import TrainedBridge as TrainedBridge
+from d2ejax.saved_bridges import load as load
 from d2ejax.sequential_monte_carlo import sequential_monte_carlo as sequential_monte_carlo
 from d2ejax.snapshots import Snapshots as Snapshots
 from d2ejax.snapshots import make_snapshots as make_snapshots

@@ -7,7 +7,8 @@ and γ_K = p̃_1 (Del Moral et al. 2006; of learned diffusions Chen et al. 2025,
     log w = Σ_k log [γ_{k+1}(x_{k+1}) R(x_k | x_{k+1})] - log [γ_k(x_k) P(x_{k+1} | x_k)].
 
 Paths that have lost their weight by some time are then replaced by copies of others, and the
-product of the mean weights stays an unbiased estimate of Z_1, whatever is in between.
+product of the mean weights stays an unbiased estimate of Z_1, whatever is in between. A path
+that comes where γ is zero or undefined weighs nothing from then on, and is never copied.
 """
 
 from collections.abc import Callable
@@ -27,9 +28,9 @@ class Weighted(NamedTuple):
     Attributes:
         positions: `(n, dim)`.
         log_weights: Unnormalised, `(n,)`; their mean weight is the estimate of Z_1.
-        log_z: Its logarithm, log Z_1, in nats.
+        log_z: Its logarithm, log Z_1, in nats; -∞ if none weighs anything.
         effective: Effective number of particles after each step, before it was resampled, as a
-            fraction of n, `(num_steps,)`.
+            fraction of n, `(num_steps,)`; NaN once none weighs anything.
     """
 
     positions: Array
@@ -111,7 +112,7 @@ def sequential_monte_carlo(
         keys = jax.random.split(path_key, n)
         x, gained = jax.vmap(one, (0, 0, None, None))(keys, x, k, steps)
         # A path that has left where anything is defined weighs nothing, from then on.
-        dead = jnp.isneginf(log_weights) | jnp.isnan(gained) | jnp.isneginf(gained)
+        dead = jnp.isneginf(log_weights) | ~jnp.isfinite(gained)
         log_weights = jnp.where(dead, -jnp.inf, log_weights + gained)
         effective = effective_fraction(log_weights)
         resampled = effective < threshold
@@ -142,5 +143,8 @@ def _resample(key: Key, x: Array, log_weights: Array) -> tuple[Array, Array]:
 
     n = log_weights.shape[0]
     total = jax.nn.logsumexp(log_weights)
-    chosen = resampling.systematic(key, jnp.exp(log_weights - total), n)
+    weights = jnp.exp(log_weights - total)
+    chosen = resampling.systematic(key, weights, n)
+    # Their cumulative sum is rounded: past its end the last one would be chosen, dead or not.
+    chosen = jnp.where(weights[chosen] > 0, chosen, jnp.argmax(weights))
     return x[chosen], jnp.full((n,), total - jnp.log(float(n)))

@@ -166,6 +166,8 @@ def gapminder(
     """
     horizon = options.positive("t_max", t_max)
     known, countries = _countries()
+    if not isinstance(years, Sequence) or isinstance(years, str):
+        raise ValueError(f"years = {years!r} is not allowed: must be a sequence of years")
     chosen = [options.integer("years", year, minimum=0) for year in years]
     if len(chosen) < 3 or chosen != sorted(set(chosen) & set(known)):
         raise ValueError(

@@ -11,6 +11,9 @@ Array = jax.Array
 Key = jax.Array
 """A typed key, made by `jax.random.key`."""
 
+AxisName = str | tuple[str, ...]
+"""The name of a mapped axis, or of several that count as one."""
+
 DType = jax.typing.DTypeLike
 """What `jax.numpy` takes for a dtype."""
 

@@ -7,7 +7,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -18,9 +18,20 @@ from experiments.errors import InputError, one_line
 USAGE = """python -m experiments.run --config=FILE [--config.KEY=VALUE ...] [flags]
 
 Trains a bridge, evaluates it and draws its plots. The same command again resumes.
-Keys and defaults: experiments/configs/base.py."""
+Keys and defaults: experiments/configs/base.py.
+
+Exit status:
+  0    done
+  1    too many gradient steps in a row were not finite
+  2    what was given cannot be run
+  3    the disk is full, or failed
+  130  stopped by SIGINT (Ctrl-C)
+  143  stopped by SIGTERM
+After 1, 3, 130 and 143 the same command goes on from the last checkpoint. While it trains, a
+signal lets the steps under way end and their state be saved first; a second SIGINT does not."""
 
 _MODES = ("train", "evaluate", "sample")
+_CHECKPOINTS = ("newest", "best")
 _DEFAULT_NUM_SAMPLES = 1000
 _ALONG = ("forward", "backward", "flow")
 
@@ -32,6 +43,7 @@ class Arguments(NamedTuple):
         config: Of the run, validated.
         mode: "train", "evaluate" or "sample".
         workdir: Where the run lives.
+        checkpoint: Which one to evaluate or to sample: "newest" or "best".
         num_samples: Paths to write, in mode "sample".
         along: What these paths are of: "forward", "backward" or "flow".
         output: The .npz file to write them to.
@@ -41,6 +53,7 @@ class Arguments(NamedTuple):
     config: ConfigDict
     mode: str
     workdir: Path
+    checkpoint: Literal["newest", "best"]
     num_samples: int
     along: str
     output: Path
@@ -70,6 +83,7 @@ def parse(argv: list[str]) -> Arguments:
     if rest:
         raise InputError(f"{rest[0]}: unexpected argument: must be --flag=value")
     _check_modes(values)
+    _check_processes(values)
     return _arguments(values)
 
 
@@ -96,6 +110,14 @@ def _define(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "workdir", None, "Directory of the run; default runs/<name of the file>.", **module
     )
+    flags.DEFINE_enum(
+        "checkpoint",
+        None,
+        _CHECKPOINTS,
+        "Which one --mode=evaluate and --mode=sample take: newest (default), or best, which "
+        "loop.keep_best keeps.",
+        **module,
+    )
     flags.DEFINE_integer(
         "num_samples",
         None,
@@ -114,12 +136,31 @@ def _define(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "output", None, ".npz file of --mode=sample; default <workdir>/samples.npz.", **module
     )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "host:port of the first of several processes that train together.",
+        **module,
+    )
+    flags.DEFINE_integer("num_processes", None, "How many.", lower_bound=1, **module)
+    flags.DEFINE_integer("process_id", None, "Which of them this is.", lower_bound=0, **module)
+    flags.DEFINE_boolean(
+        "cluster",
+        False,
+        "Learn these three from the environment of Slurm, a TPU pod, GKE or Open MPI.",
+        **module,
+    )
     flags.DEFINE_boolean("debug", False, "Show the traceback of an error.", **module)
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", **module)
     return values
 
 
 def _check_modes(values: flags.FlagValues) -> None:
+    if values.mode == "train" and values["checkpoint"].present:
+        raise InputError(
+            f"--checkpoint={values.checkpoint}: must not be given with --mode=train, which "
+            "goes on from the newest, only with --mode=evaluate or --mode=sample"
+        )
     if values.mode != "sample":
         for name in ("num_samples", "along", "output"):
             if values[name].present:
@@ -127,9 +168,34 @@ def _check_modes(values: flags.FlagValues) -> None:
                     f"--{name}={values[name].value}: must not be given with "
                     f"--mode={values.mode}, only with --mode=sample"
                 )
-    if not values["config"].present and (values.mode == "train" or not values.workdir):
+    begun = values.workdir and (Path(values.workdir) / workdir.CONFIG).exists()
+    # A run that has begun knows its own, and what has not says so in the other modes.
+    without = begun if values.mode == "train" else values.workdir
+    if not values["config"].present and not without:
         raise InputError(
             "--config: missing: must be a file, e.g. experiments/configs/two_moons.py"
+        )
+
+
+_PROCESSES = ("coordinator", "num_processes", "process_id")
+
+
+def _check_processes(values: flags.FlagValues) -> None:
+    given = [name for name in _PROCESSES if values[name].present]
+    for name in [*given, *(["cluster"] if values.cluster else [])]:
+        if values.mode != "train":
+            raise InputError(
+                f"--{name}={values[name].value}: must not be given with --mode={values.mode}, "
+                "only with --mode=train: one process is enough"
+            )
+    if given and values.cluster:
+        raise InputError(f"--{given[0]}: must not be given with --cluster")
+    missing = [name for name in _PROCESSES if name not in given]
+    if given and missing:
+        raise InputError(f"--{missing[0]}: missing: must be given with --{given[0]}")
+    if given and values.process_id >= values.num_processes:
+        raise InputError(
+            f"--process_id={values.process_id}: must be from 0 to {values.num_processes - 1}"
         )
 
 
@@ -141,11 +207,11 @@ def _arguments(values: flags.FlagValues) -> Arguments:
         path = flag.config_filename
         if not isinstance(values.config, ConfigDict):
             raise InputError(_not_a_config(path))
-        config = _validated(values.config)
+        config = _validated(values.config, values)
         directory = Path(values.workdir) if values.workdir else workdir.default(path)
     else:
         directory = Path(values.workdir)
-        config = _validated(workdir.read_config(directory))
+        config = _validated(workdir.read_config(directory), values)
     output = Path(values.output) if values.output else directory / "samples.npz"
     if values.mode == "sample":
         _check_output(output, directory)
@@ -153,6 +219,7 @@ def _arguments(values: flags.FlagValues) -> Arguments:
         config=config,
         mode=values.mode,
         workdir=directory,
+        checkpoint="best" if values.checkpoint == "best" else "newest",
         num_samples=values.num_samples or _DEFAULT_NUM_SAMPLES,
         along=values.along or _ALONG[0],
         output=output,
@@ -160,8 +227,8 @@ def _arguments(values: flags.FlagValues) -> Arguments:
     )
 
 
-def _validated(config: ConfigDict) -> ConfigDict:
-    """A validated configuration, with the CPU's devices as it says.
+def _validated(config: ConfigDict, values: flags.FlagValues) -> ConfigDict:
+    """A validated configuration, with processes and the CPU's devices as they are asked for.
 
     To validate its ends is to build them, and then JAX has begun to run.
     """
@@ -169,6 +236,16 @@ def _validated(config: ConfigDict) -> ConfigDict:
     # Imported once every key has been checked: it brings in jax.
     from d2ejax import parallel
 
+    if values.cluster or values.coordinator:
+        try:
+            parallel.join(
+                values.coordinator,
+                num_processes=values.num_processes,
+                process_id=values.process_id,
+            )
+        except (RuntimeError, ValueError) as error:
+            name = "coordinator" if values.coordinator else "cluster"
+            raise InputError(f"--{name}={values[name].value}: {one_line(error)}") from error
     parallel.cut_cpu(devices)
     checked = validation.validate(config)
     return bases.pinned(checked) if checked.method == "fine_tuning" else checked

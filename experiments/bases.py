@@ -25,7 +25,8 @@ def read(config: ConfigDict) -> ConfigDict:
 
     Raises:
         InputError: If that is no finished run, one without noise, one of other ends, another
-            reference or another grid, or if its content is not what `base_digest` says.
+            reference or another grid, one that remembers what the loss or the evaluation takes
+            for forgotten, or if its content is not what `base_digest` says.
     """
     given = config.fine_tuning.base
     named, directory = f"fine_tuning.base = {given!r}", Path(given)
@@ -49,6 +50,8 @@ def read(config: ConfigDict) -> ConfigDict:
             f"fine_tuning.noise = {config.fine_tuning.noise}: must be 1 with a base of the "
             f"method {found.method!r}: of a diffusion model alone is the score known"
         )
+    if found.method != "diffusion":
+        _check_memory(config, found.method)
     there = dict(validation.flatten(found))
     for name, value in validation.flatten(config):
         if _is_shared(name) and _plain(value) != _plain(there[name]):
@@ -93,6 +96,30 @@ def digest(config: ConfigDict) -> str:
         found.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
         found.update(content)
     return found.hexdigest()[:16]
+
+
+def _check_memory(config: ConfigDict, method: str) -> None:
+    """What is asked of a fine-tuning whose base is no diffusion model.
+
+    Such a base remembers where its paths began, and keeps its source.
+
+    Raises:
+        InputError: If what is asked for is right without memory alone.
+    """
+    if config.fine_tuning.loss == "relative_trajectory_balance":
+        raise validation.refusal(
+            "fine_tuning.loss",
+            config.fine_tuning.loss,
+            f"another one, as 'log_variance', with a base of the method {method!r}: log Z is "
+            "another for each start, and it learns one for all",
+        )
+    if config.evaluate.smc:
+        raise validation.refusal(
+            "evaluate.smc",
+            True,
+            f"false with a base of the method {method!r}, tilted by which the reversal is not "
+            "known",
+        )
 
 
 def _is_shared(name: str) -> bool:

@@ -126,7 +126,7 @@ def _restore_base(config: ConfigDict) -> Base:
     given = bases.read(config)
     saved = checkpoints.read(Path(config.fine_tuning.base) / workdir.CHECKPOINTS)
     found = build(given)
-    trainer = parallel.data_parallel(found.algorithm, backend=config.parallel.backend)
+    trainer = parallel.data_parallel(found.algorithm, num_shards=given.parallel.shards)
     state = parallel.unreplicate(checkpoints.to_judge(saved, trainer, given.seed))
     # On the host: they are constants to what is compiled for all devices.
     forward_params, backward_params = jax.device_get(

@@ -169,12 +169,13 @@ def fine_tuning() -> ConfigDict:
         # with no other base
         base_digest="",
         # relative_trajectory_balance | log_variance | control | policy_gradient |
-        # adjoint_matching, see d2ejax.algorithms.fine_tuning
+        # adjoint_matching, see d2ejax.algorithms.fine_tuning; the first asks for a base that
+        # forgets its start, a diffusion model
         loss="relative_trajectory_balance",
         reward=section(name="gaussian", options=section()),  # an endpoint
         temperature=1.0,  # the reward is that endpoint's log-density over this, in nats
         num_steps=2000,  # gradient steps
-        num_paths=8,  # that share their start, of log_variance
+        num_paths=8,  # that share their start: of log_variance, all others ignore it
         tracked_steps=0,  # last steps that control is differentiated through; 0: all of them
         noise=1.0,  # η: of a diffusion model, in units of its own; less keeps more memory
     )

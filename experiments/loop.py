@@ -4,21 +4,26 @@ The result depends on the trainer and the plan's phases alone, never on how the 
 into dispatches or how often the process dies: all randomness is in the state.
 """
 
+import math
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from experiments import checkpoints, memory, workdir
-from experiments.errors import NonFiniteError
+from experiments import checkpoints, events, memory, scores, signals, workdir
+from experiments.errors import NonFiniteError, Stopped
 from experiments.progress import Progress
+
+MEASURED = ("steps_per_second", "memory_gb", "peak_memory_gb")
+"""Fields of a record that differ between two runs of one configuration."""
 
 
 class Trainer(Protocol):
-    """What the loop drives: an algorithm spread over the local devices.
+    """What the loop drives: an algorithm spread over devices, see `parallel.Trainer`.
 
     The state has the fields `step` (gradient steps tried, skipped ones included) and
     `consecutive_skipped` (those of them, up to now, that were not finite and changed nothing).
@@ -34,6 +39,18 @@ class Trainer(Protocol):
 
         `num_steps` is traced: any number runs without compiling again, zero included.
         """
+
+    @property
+    def gather(self) -> Callable[[Any], Any]:
+        """Maps a state to what is saved of it."""
+
+    @property
+    def place(self) -> Callable[[Any, Any], Any]:
+        """Maps what was saved, and a state on the devices, to a state."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The fields that each shard has of its own."""
 
 
 class Plan(NamedTuple):
@@ -118,7 +135,8 @@ def start(trainer: Trainer, key: jax.Array, saved: checkpoints.Saved | None) -> 
     begun = time.perf_counter()
     state, step, times = trainer.init(key), 0, Times()
     if saved is not None:
-        state, step = checkpoints.place(saved, state), saved.step
+        gathered = checkpoints.place(saved, trainer.gather(state), trainer.own)
+        state, step = trainer.place(gathered, state), saved.step
         times = Times(**saved.metadata["times"])
     # No steps: compiles, and leaves the rate that is shown later to the steps alone.
     state, _ = jax.block_until_ready(trainer.run(state, 0))
@@ -135,9 +153,13 @@ def train(
     saved: checkpoints.Saved | None,
     directory: Path,
     keep: int,
+    keep_best: bool = False,
     progress: Progress,
     probe: Callable[[Any], Mapping[str, float]],
     process_start: float,
+    agree: Callable[[bool], bool] = lambda asked: asked,
+    listener: events.Listener = events.ignore,
+    writes: bool = True,
 ) -> Result:
     """Trains to the end of the plan in a workdir.
 
@@ -148,9 +170,14 @@ def train(
         saved: The checkpoint to go on from, None to start afresh.
         directory: The workdir.
         keep: Newest checkpoints to keep.
+        keep_best: Whether to keep the best beside them; the end of a phase is then saved too.
         progress: Told of every dispatch.
         probe: Measures a state; asked at the end of every phase, for the record of it.
         process_start: `time.perf_counter()` when the process started, for the wall time.
+        agree: Maps whether a signal has asked this process to stop to whether all processes
+            stop; called once after every dispatch.
+        listener: Told of every record.
+        writes: Whether this is the process, of several, that writes the records.
 
     Returns:
         The last state, which has been saved.
@@ -159,36 +186,88 @@ def train(
         InputError: If the checkpoint holds another kind of state.
         NonFiniteError: After too many steps in a row that were not finite; the state, which
             those steps left as it was, has been saved.
+        Stopped: After the dispatch under way when SIGTERM or SIGINT came; its state has been
+            saved.
+        StorageError: If the disk is full; the checkpoints before are as they were.
     """
     saved_in = directory / workdir.CHECKPOINTS
     state, step, times = start(trainer, key, saved)
-    workdir.trim_metrics(directory, step)
+    if writes:
+        workdir.trim_metrics(directory, step)
     progress.start(step)
-
-    with checkpoints.manager(saved_in, keep=keep) as manager:
+    losses: list[tuple[int, float]] = []
+    stopping = False
+    with (
+        signals.deferred() as request,
+        checkpoints.manager(saved_in, keep=keep, keep_best=keep_best, after=step) as manager,
+    ):
         for done in dispatches(trainer, plan, state, step):
             state, step = done.state, done.step
             times = times._replace(train=times.train + done.seconds)
-            ended = step == plan.phase_of(step - 1)[1]
-            workdir.append_metrics(directory, _record(done, probe(state) if ended else {}))
+            phase_end = plan.phase_of(step - 1)[1]
+            probed = probe(state) if step == phase_end else {}
+            due = _is_due(plan, step) or (keep_best and step == phase_end)
+            if due:
+                # So that the records never say more than one interval past what is saved.
+                checkpoints.wait(manager)
+            record = to_record(done, probed)
+            if writes:
+                workdir.append_metrics(directory, record)
+            listener(record)
             progress.update(done.step, done.phase, done.metrics, done.num_steps / done.seconds)
-            skipped = int(np.max(np.asarray(state.consecutive_skipped)))
-            failed = skipped >= plan.max_consecutive_skipped
-            if failed or step % plan.checkpoint_every == 0 or step == plan.total_steps:
+            losses.append((done.num_steps, done.metrics.get("loss", math.nan)))
+            failed = _skipped(state) >= plan.max_consecutive_skipped
+            stopping = agree(request.signum is not None)
+            if due or failed or stopping:
                 wall = times.wall + time.perf_counter() - process_start
                 metadata = {"times": times._replace(wall=wall)._asdict()}
-                checkpoints.save(manager, step, state, metadata)
-            if failed:
-                raise NonFiniteError(
-                    f"the last {skipped} gradient steps were not finite, at step {step}: "
-                    f"allowed are fewer than loop.max_consecutive_skipped = "
-                    f"{plan.max_consecutive_skipped}: the last good state is saved in "
-                    f"{saved_in / str(step)}"
-                )
+                score = scores.score(mean(losses), phase_end, probed)
+                checkpoints.save(manager, step, trainer.gather(state), metadata, score)
+            if failed or stopping:
+                break
+            if due or step == phase_end:
+                losses.clear()
+    _check_finite(state, step, plan, saved_in)
+    if stopping or request.signum is not None:
+        raise _stopped(request, step, plan)
     return Result(state, step, times)
 
 
-def _record(done: Dispatch, probed: Mapping[str, float]) -> dict[str, Any]:
+def _is_due(plan: Plan, step: int) -> bool:
+    return step % plan.checkpoint_every == 0 or step == plan.total_steps
+
+
+def mean(losses: Sequence[tuple[int, float]]) -> float:
+    """The mean over the steps of dispatches, each given as (steps, mean loss)."""
+    return float(np.average([x for _, x in losses], weights=[n for n, _ in losses]))
+
+
+def _skipped(state: Any) -> int:
+    return int(np.max(np.asarray(state.consecutive_skipped)))
+
+
+def _check_finite(state: Any, step: int, plan: Plan, saved_in: Path) -> None:
+    skipped = _skipped(state)
+    if skipped >= plan.max_consecutive_skipped:
+        raise NonFiniteError(
+            f"the last {skipped} gradient steps were not finite, at step {step}: allowed are "
+            f"fewer than loop.max_consecutive_skipped = {plan.max_consecutive_skipped}: the "
+            f"last good state is saved in {saved_in / str(step)}"
+        )
+
+
+def _stopped(request: signals.Request, step: int, plan: Plan) -> Stopped:
+    # What another process was asked to do may not have been asked of this one.
+    signum = signal.SIGTERM if request.signum is None else request.signum
+    return Stopped(
+        f"stopped by {signal.Signals(signum).name} at step {step}/{plan.total_steps}, which is "
+        "saved: the same command goes on from it",
+        signum,
+    )
+
+
+def to_record(done: Dispatch, probed: Mapping[str, float]) -> dict[str, Any]:
+    """A line of metrics.jsonl: a dispatch, and what was measured of the state after it."""
     rate = done.num_steps / done.seconds
     return {
         "step": done.step,
@@ -196,4 +275,5 @@ def _record(done: Dispatch, probed: Mapping[str, float]) -> dict[str, Any]:
         **done.metrics,
         **probed,
         "steps_per_second": round(rate, 2),
+        **memory.usage(),
     }

@@ -16,14 +16,16 @@ class Progress:
     on stdout over a whole run, and one at its end.
     """
 
-    def __init__(self, total_steps: int) -> None:
-        self._total = total_steps
+    def __init__(self, total_steps: int, *, shown: bool = True) -> None:
+        self._total, self._shown = total_steps, shown
         self._step = 0
         self._bar: Any = None
 
     def start(self, step: int) -> None:
         """Begins at `step`, past 0 where a run goes on from a checkpoint."""
         self._step = step
+        if not self._shown:
+            return
         if step:
             print(f"resumed at step {step}/{self._total}", flush=True)
         if sys.stderr.isatty():
@@ -33,6 +35,8 @@ class Progress:
         self, step: int, phase: str, metrics: dict[str, float], steps_per_second: float
     ) -> None:
         """Tells of a dispatch that ended at `step`."""
+        if not self._shown:
+            return
         loss = metrics.get("loss", float("nan"))
         skipped = metrics.get("skipped", 0.0)
         before, self._step = self._step, step

@@ -242,11 +242,32 @@ RELATIONS_OF_SAMPLES: tuple[Relation, ...] = (
 )
 """Conditions of half-steps between sampled ends."""
 
+RELATIONS_OF_EVALUATION: tuple[Relation, ...] = (
+    Relation(
+        "evaluate.smc",
+        lambda c: (
+            not c.evaluate.smc
+            or (c.source.name == "gaussian" and "covariance" not in c.source.options)
+        ),
+        lambda c: (
+            "false but from a Gaussian with one standard deviation, from whose marginals its "
+            "densities go to the target"
+        ),
+    ),
+    Relation(
+        "evaluate.smc",
+        lambda c: not c.evaluate.smc or c.method != "cfm",
+        lambda c: "false with method = 'cfm', a flow without noise",
+    ),
+)
+"""Conditions of what a run is judged by."""
+
 RELATIONS: tuple[Relation, ...] = (
     _loss_relation("forward_loss", pinned="target"),
     _loss_relation("backward_loss", pinned="source"),
     *RELATIONS_OF_START,
     *RELATIONS_OF_SAMPLES,
+    *RELATIONS_OF_EVALUATION,
     Relation(
         "ipf.reanchor",
         lambda c: all(
@@ -267,8 +288,8 @@ RELATIONS: tuple[Relation, ...] = (
         "ipf.paths_per_start",
         lambda c: c.ipf.paths_per_start >= 2 or not _has_loss(c, *fields.VARIANCE_LOSSES),
         lambda c: (
-            f"an integer ≥ 2 with the losses {', '.join(fields.VARIANCE_LOSSES)}: a variance "
-            "over those paths"
+            f"an integer ≥ 2 with the loss {_named(c, fields.VARIANCE_LOSSES)}, of "
+            "ipf.forward_loss or ipf.backward_loss: a variance over those paths"
         ),
     ),
     Relation(

@@ -1,10 +1,41 @@
 """What one key of a configuration may hold."""
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+
+
+class Bounds(NamedTuple):
+    """Limits of a number, None where there is none.
+
+    Attributes:
+        above: It is larger than this.
+        at_least: It is this or larger.
+        below: It is smaller than this.
+        at_most: It is this or smaller.
+    """
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+
+    def hold(self, value: float) -> bool:
+        """Whether a number is within them."""
+        return (
+            (self.above is None or value > self.above)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    def __str__(self) -> str:
+        signed = zip((">", "≥", "<", "≤"), self, strict=True)
+        return " and ".join(
+            f"{sign} {bound:.12g}" for sign, bound in signed if bound is not None
+        )
 
 
 class Rule(NamedTuple):
@@ -13,27 +44,26 @@ class Rule(NamedTuple):
     Attributes:
         allowed: The end of the sentence "must be ...".
         holds: Whether a value is allowed.
-        convert: From an allowed value to the type that the key always has.
+        kind: The type that the key always has, and to which it converts an allowed value.
+        bounds: The limits of a number.
+        names: All that it may be, if that is one of some names.
     """
 
     allowed: str
     holds: Callable[[Any], bool]
-    convert: Callable[[Any], Any]
+    kind: type
+    bounds: Bounds = Bounds()
+    names: tuple[str, ...] = ()
 
 
 def integer(minimum: int, maximum: int | None = None) -> Rule:
     """An integer between the bounds given."""
+    bounds = Bounds(at_least=minimum, at_most=maximum)
 
     def holds(value: Any) -> bool:
-        return (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and value >= minimum
-            and (maximum is None or value <= maximum)
-        )
+        return isinstance(value, int) and not isinstance(value, bool) and bounds.hold(value)
 
-    limit = "" if maximum is None else f" and ≤ {maximum}"
-    return Rule(f"an integer ≥ {minimum}{limit}", holds, int)
+    return Rule(f"an integer {bounds}", holds, int, bounds)
 
 
 def number(
@@ -44,31 +74,21 @@ def number(
     at_most: float | None = None,
 ) -> Rule:
     """A finite number between the bounds given."""
-    bounds = [
-        (sign, bound)
-        for sign, bound in ((">", above), ("≥", at_least), ("<", below), ("≤", at_most))
-        if bound is not None
-    ]
+    bounds = Bounds(above, at_least, below, at_most)
 
     def holds(value: Any) -> bool:
-        return (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and (above is None or value > above)
-            and (at_least is None or value >= at_least)
-            and (below is None or value < below)
-            and (at_most is None or value <= at_most)
-        )
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # Unlike `math.isfinite`, it can be asked of integers that are no float.
+        return is_number and abs(value) <= sys.float_info.max and bounds.hold(value)
 
-    limits = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds)
-    return Rule(f"a number {limits}".rstrip(), holds, float)
+    return Rule(f"a number {bounds}".rstrip(), holds, float, bounds)
 
 
 def choice(*names: str) -> Rule:
     """One of the names given."""
     quoted = ", ".join(repr(name) for name in names)
-    return Rule(f"one of {quoted}" if len(names) > 1 else quoted, lambda v: v in names, str)
+    allowed = f"one of {quoted}" if len(names) > 1 else quoted
+    return Rule(allowed, lambda v: isinstance(v, str) and v in names, str, names=names)
 
 
 def boolean() -> Rule:
@@ -89,3 +109,22 @@ def file_name() -> Rule:
 def mapping() -> Rule:
     """Keyword options, checked by the function that they are handed to."""
     return Rule("a ConfigDict", lambda value: isinstance(value, ConfigDict), ConfigDict)
+
+
+_MOST = 2**31 - 1
+_SMALLEST, _LARGEST = 1e-18, 1e18
+
+
+def size_allowed(rule: Rule, value: Any) -> str | None:
+    """What the size of an allowed number has to be, if the device could not bear it.
+
+    Integers count and are lengths, in int32; numbers are squared in float32.
+
+    Returns:
+        The end of the sentence "must be ..."; None if nothing is wrong.
+    """
+    if rule.kind is int and rule.bounds.at_most is None and value > _MOST:
+        return f"at most {_MOST}, the largest of int32"
+    if rule.kind is float and value and not _SMALLEST <= abs(value) <= _LARGEST:
+        return f"from {_SMALLEST:g} to {_LARGEST:g} in size, so that float32 holds its square"
+    return None

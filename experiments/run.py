@@ -1,19 +1,21 @@
 """Trains, evaluates and samples a bridge: `python -m experiments.run --help`."""
 
 import os
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from experiments import arguments, workdir
+from experiments import arguments, signals, workdir
 from experiments.arguments import Arguments
-from experiments.errors import InputError, NonFiniteError, one_line
+from experiments.errors import InputError, NonFiniteError, Stopped, StorageError, one_line
 
-_BAD_INPUT = 2
+# See arguments.USAGE.
 _FAILED = 1
-_INTERRUPTED = 130
+_BAD_INPUT = 2
+_NOT_WRITTEN = 3
 
 
 def main(argv: list[str]) -> int:
@@ -25,36 +27,47 @@ def main(argv: list[str]) -> int:
         {"train": _train, "evaluate": _evaluate, "sample": _sample}[parsed.mode](parsed, start)
     except arguments.HelpRequested as help_text:
         print(help_text)
-    except (InputError, NonFiniteError) as error:
+    except (InputError, NonFiniteError, StorageError) as error:
         if arguments.wants_debug(argv):
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return _BAD_INPUT if isinstance(error, InputError) else _FAILED
+        statuses = {InputError: _BAD_INPUT, StorageError: _NOT_WRITTEN}
+        return statuses.get(type(error), _FAILED)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return signals.status(stopped.signum)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return _INTERRUPTED
+        return signals.status(signal.SIGINT)
     return 0
 
 
 def _train(args: Arguments, process_start: float) -> None:
+    from d2ejax import parallel
+
+    first = parallel.is_first()
     if workdir.is_finished(args.workdir):
-        print(
+        _say(
+            first,
             f"{args.workdir}: this run is finished: see {args.workdir / workdir.SUMMARY}, or "
-            "give --mode=evaluate or --mode=sample"
+            "give --mode=evaluate or --mode=sample",
         )
         return
     # Imported once everything given has been checked: jax is slow to start.
     import jax
 
-    from experiments import checkpoints, loop
+    from experiments import checkpoints, events, loop
     from experiments.judge import Judge
     from experiments.progress import Progress
 
+    events.check(args.config.loop.tensorboard)
     saved_in = args.workdir / workdir.CHECKPOINTS
-    saved = checkpoints.read(saved_in) if workdir.latest_step(saved_in) is not None else None
+    saved = checkpoints.read(saved_in, fall_back=True) if workdir.steps(saved_in) else None
     experiment, trainer = build_trainer(args)
     judge = Judge(experiment)
-    workdir.create(args.workdir, args.config)
+    if first:
+        workdir.create(args.workdir, args.config)
+    parallel.wait()
     settings = args.config.loop
     plan = loop.Plan(
         total_steps=experiment.total_steps,
@@ -63,8 +76,12 @@ def _train(args: Arguments, process_start: float) -> None:
         checkpoint_every=settings.checkpoint_every,
         max_consecutive_skipped=settings.max_consecutive_skipped,
     )
-    print(f"{args.workdir}: compiling the training step", flush=True)
-    with Progress(plan.total_steps) as progress:
+    _say(first, f"{args.workdir}: compiling the training step")
+    begun = 0 if saved is None else saved.step
+    with (
+        Progress(plan.total_steps, shown=first) as progress,
+        events.writer(args.workdir, settings.tensorboard and first, begun) as listener,
+    ):
         result = loop.train(
             trainer,
             plan,
@@ -72,11 +89,23 @@ def _train(args: Arguments, process_start: float) -> None:
             saved=saved,
             directory=args.workdir,
             keep=settings.keep,
+            keep_best=settings.keep_best,
             progress=progress,
             probe=judge.probe,
             process_start=process_start,
+            agree=parallel.agreed,
+            listener=listener,
+            writes=first,
         )
-    _report(args, judge, result, process_start)
+    if first:
+        _report(args, judge, result, process_start)
+    # Who leaves takes the others along.
+    parallel.wait()
+
+
+def _say(aloud: bool, text: str) -> None:
+    if aloud:
+        print(text, flush=True)
 
 
 def _evaluate(args: Arguments, process_start: float) -> None:
@@ -93,10 +122,11 @@ def _sample(args: Arguments, process_start: float) -> None:
     from experiments.judge import Judge
 
     experiment, result = _restore(args)
-    state = parallel.unreplicate(result.state)
-    report.write_samples(
-        args.config, Judge(experiment), state, args.num_samples, args.output, along=args.along
-    )
+    state, judge = parallel.unreplicate(result.state), Judge(experiment)
+    with workdir.writing(args.output.parent):
+        report.write_samples(
+            args.config, judge, state, args.num_samples, args.output, along=args.along
+        )
     print(f"{args.num_samples} paths after {result.step} gradient steps: {args.output}")
 
 
@@ -109,7 +139,9 @@ def build_trainer(args: Arguments) -> tuple[Any, Any]:
     try:
         experiment = build.build(args.config)
         trainer = parallel.data_parallel(
-            experiment.algorithm, backend=args.config.parallel.backend
+            experiment.algorithm,
+            backend=args.config.parallel.backend,
+            num_shards=args.config.parallel.shards,
         )
     except ValueError as error:
         raise InputError(one_line(error)) from error
@@ -131,38 +163,79 @@ def _keep_compiled() -> None:
 
 
 def _restore(args: Arguments) -> tuple[Any, Any]:
-    """The experiment and the state of its newest checkpoint."""
+    """The experiment and the state of the checkpoint asked for."""
     from experiments import checkpoints, loop
 
-    saved = checkpoints.read(args.workdir / workdir.CHECKPOINTS)
+    saved = checkpoints.read(args.workdir / workdir.CHECKPOINTS, which=args.checkpoint)
     experiment, trainer = build_trainer(args)
     state = checkpoints.to_judge(saved, trainer, args.config.seed)
     return experiment, loop.Result(state, saved.step, loop.Times(**saved.metadata["times"]))
 
 
 def _report(args: Arguments, judge: Any, result: Any, process_start: float) -> None:
-    """Evaluates, writes summary.json last, and prints the table."""
+    """Evaluates, writes what comes of it, and prints the table."""
     from d2ejax import parallel
-    from experiments import memory, report, summary
+    from experiments import memory, summary
 
     print("evaluating", flush=True)
     state = parallel.unreplicate(result.state)
     # The training program alone holds 300 MB.
     memory.release()
-    metrics = report.evaluate(args.config, judge, state, args.workdir)
     wall = result.times.wall + time.perf_counter() - process_start
-    written = summary.write(
-        args.workdir,
-        metrics,
-        step=result.step,
-        times=result.times._replace(wall=wall),
-        devices=parallel.describe_devices(),
-        finished=result.step == judge.experiment.total_steps,
-    )
+    times = result.times._replace(wall=wall)
+    written = conclude(args.config, args.workdir, judge, state, result.step, times)
     print(summary.table(written))
+    print(f"report: {args.workdir / workdir.REPORT}")
     if args.config.evaluate.plots:
         print(f"plots: {args.workdir / workdir.PLOTS}")
 
 
+def conclude(
+    config: Any,
+    directory: Path,
+    judge: Any,
+    state: Any,
+    step: int,
+    times: Any,
+    **also: Any,
+) -> dict[str, Any]:
+    """Evaluates a run, writes the bridge and the page, and summary.json, which ends it, last.
+
+    Args:
+        config: Of the run.
+        directory: Its workdir.
+        judge: Of its experiment.
+        state: The trained state, of one device.
+        step: Gradient steps taken.
+        times: Seconds spent on it, those up to here.
+        also: What else the summary is to hold.
+
+    Returns:
+        The summary.
+    """
+    from d2ejax import parallel
+    from experiments import export, report, report_page, summary
+
+    begun = time.perf_counter()
+    with workdir.writing(directory):
+        metrics = report.evaluate(config, judge, state, directory)
+    total_steps = judge.experiment.total_steps
+    found = summary.compose(
+        metrics | also,
+        step=step,
+        times=times._replace(wall=times.wall + time.perf_counter() - begun),
+        devices=parallel.describe_devices(),
+        # Whichever checkpoint it is that has been evaluated.
+        finished=workdir.latest_step(directory / workdir.CHECKPOINTS) == total_steps,
+    )
+    bridge = export.write(judge.experiment, state, directory)
+    with workdir.writing(directory):
+        report_page.write(directory, config, found, bridge)
+        workdir.write_json(directory / workdir.SUMMARY, found)
+    return found
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    with signals.at_once():  # Training defers them.
+        _status = main(sys.argv)
+    sys.exit(_status)

@@ -1,10 +1,8 @@
 """summary.json: its keys, and the table that shows each metric beside its ideal."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from experiments import workdir
 from experiments.loop import Times
 
 KEYS = (
@@ -30,7 +28,7 @@ KEYS = (
 _FEW_ANCHORS = 4
 """Below this many the minibatch estimate of a potential is mostly noise."""
 
-_IDEALS: dict[str, str | float] = {
+IDEALS: dict[str, str | float] = {
     "bridge_gap": 0.0,
     "reward": "reward_exact",
     "kl_to_base": "kl_to_base_exact",
@@ -59,8 +57,7 @@ _IDEALS: dict[str, str | float] = {
 """The ideal of a metric: a number, or the key that holds it."""
 
 
-def write(
-    directory: Path,
+def compose(
     metrics: Mapping[str, Any],
     *,
     step: int,
@@ -68,7 +65,7 @@ def write(
     devices: str,
     finished: bool,
 ) -> dict[str, Any]:
-    """Writes summary.json and returns it: `KEYS` first, then what else was measured."""
+    """What summary.json is to hold: `KEYS` first, then what else was measured."""
     timing = {
         "wall_seconds": round(times.wall, 3),
         "compile_seconds": round(times.compile, 3),
@@ -76,23 +73,33 @@ def write(
         "steps_per_second": round(step / times.train, 2) if times.train else None,
     }
     values = {**dict.fromkeys(KEYS), **metrics, **timing}
-    values |= {"devices": devices, "finished": finished}
-    workdir.write_json(directory / workdir.SUMMARY, values)
-    return values
+    return values | {"devices": devices, "finished": finished}
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The metrics that are defined, each beside its ideal."""
-    rows = [("metric", "value", "ideal")]
-    for name, ideal in _IDEALS.items():
-        if summary.get(name) is not None:
-            best = summary.get(ideal) if isinstance(ideal, str) else ideal
-            rows.append((name, _show(summary[name]), _show(best)))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    """The metrics that are defined, each beside its ideal, and what there is to say of them."""
+    shown = [("metric", "value", "ideal"), *rows(summary)]
+    widths = [max(len(row[column]) for row in shown) for column in range(3)]
     lines = [
         f"{name:<{widths[0]}}  {value:>{widths[1]}}  {best:>{widths[2]}}"
-        for name, value, best in rows
+        for name, value, best in shown
     ]
+    return "\n".join([*lines, *notes(summary), duration(summary)])
+
+
+def rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and ideal of each metric that is defined."""
+    found = []
+    for name, ideal in IDEALS.items():
+        if summary.get(name) is not None:
+            best = summary.get(ideal) if isinstance(ideal, str) else ideal
+            found.append((name, _show(summary[name]), _show(best)))
+    return found
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What is to be said of the metrics, a line each."""
+    lines = []
     if summary.get("bridge_gap_limit") is not None:
         limit = _show(summary["bridge_gap_limit"])
         lines.append(f"kernels matched to the exact bridge on this grid: bridge_gap {limit}")
@@ -126,13 +133,17 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(
             f"only {anchors:.1f} effective anchors behind the semi-discrete potential: {advice}"
         )
+    return lines
+
+
+def duration(summary: Mapping[str, Any]) -> str:
+    """How long it took, on one line."""
     rate = summary.get("steps_per_second")
-    lines.append(
+    return (
         f"{summary['gradient_steps']} gradient steps in {summary['wall_seconds']:.1f} s "
         f"({summary['compile_seconds']:.1f} s of compilation"
         + (f", {rate:.0f} steps/s)" if rate else ")")
     )
-    return "\n".join(lines)
 
 
 def _split(summary: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from experiments import rules
 from experiments.configs import base
 from experiments.errors import InputError, one_line
 from experiments.fields import FIELDS
@@ -39,6 +40,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     check_endpoints(checked)
     check_relations(checked, RELATIONS_OF_METHODS)
     check_relations(checked, RELATIONS)
+    check_grid(checked)
     return checked
 
 
@@ -62,8 +64,10 @@ def check_fields(config: ConfigDict) -> ConfigDict:
         value = given[name]
         if not rule.holds(value):
             raise refusal(name, value, rule.allowed)
+        if allowed := rules.size_allowed(rule, value):
+            raise refusal(name, value, allowed)
         section, _, leaf = name.rpartition(".")
-        (checked[section] if section else checked)[leaf] = rule.convert(value)
+        (checked[section] if section else checked)[leaf] = rule.kind(value)
     return checked.lock()
 
 
@@ -113,6 +117,10 @@ def check_endpoints(config: ConfigDict) -> None:
             # Its message begins with "access = ...".
             raise InputError(f"{end}.{one_line(error)}") from error
     check_network(config, target)
+    if config.evaluate.smc and target.log_density is None:
+        raise refusal(
+            "evaluate.smc", True, f"false with target.name = {config.target.name!r}: no energy"
+        )
     if config.method == "fine_tuning":
         check_reward(config, source)
     if source.dim != target.dim:
@@ -120,6 +128,22 @@ def check_endpoints(config: ConfigDict) -> None:
             f"target.name = {config.target.name!r}: has dimension {target.dim}: must be "
             f"{source.dim}, the dimension of the source {config.source.name!r}"
         )
+
+
+def check_grid(config: ConfigDict) -> None:
+    """The steps of the grid must be told apart in float32."""
+    from experiments import ends, wiring
+
+    given = config.grid
+    snapshots = None if config.snapshots.name == "none" else ends.build_snapshots(config)
+    try:
+        wiring.build_grid(config, snapshots)
+    except (ValueError, MemoryError) as error:
+        allowed = (
+            f"fewer with grid.spacing = {given.spacing!r}, grid.power = {given.power:g} and "
+            f"grid.t_max = {given.t_max:g}: steps this fine vanish in float32"
+        )
+        raise refusal("grid.num_steps", given.num_steps, allowed) from error
 
 
 def check_network(config: ConfigDict, target: Any) -> None:
@@ -142,7 +166,10 @@ def check_reward(config: ConfigDict, source: Any) -> None:
     if reward.log_density is None or reward.dim != source.dim:
         name = get(config, f"{section}.name")
         raise refusal(
-            f"{section}.name", name, f"an endpoint of dimension {source.dim} with a log-density"
+            f"{section}.name",
+            name,
+            f"an endpoint of dimension {source.dim}, as the source, with a log-density: the "
+            "reward with method = 'fine_tuning'",
         )
 
 

@@ -357,24 +357,3 @@ def even_phases(total: int, name: str) -> Callable[[int], tuple[str, int]]:
         return f"{name} {phase + 1}", min((phase + 1) * length, total)
 
     return phase_of
-
-
-def share(name: str, size: int, *, groups_of: int = 1) -> int:
-    """A batch's share on each device.
-
-    Args:
-        name: The key that it has in a config.
-        size: Of the whole batch.
-        groups_of: How many of it stay together.
-
-    Raises:
-        ValueError: If it cannot be shared out.
-    """
-    devices = parallel.num_devices()
-    whole = devices * groups_of
-    if size % whole:
-        raise ValueError(
-            f"{name} = {size}: must be a multiple of {whole}: groups of {groups_of} on each of "
-            f"{devices} devices (on a CPU, parallel.cpu_devices)"
-        )
-    return size // devices

@@ -4,31 +4,39 @@
     metrics.jsonl   one JSON object for each dispatch
     checkpoints/    see experiments.checkpoints
     plots/          figures
-    summary.json    written last; its presence with "finished": true ends the run
+    summary.json    what was measured; its presence with "finished": true ends the run
+    bridge/         the trained processes, as d2ejax.load reads them; written after the summary
+    report.md       all of this in words, written last
+    events/         what TensorBoard reads, with loop.tensorboard
 
 A workdir belongs to one configuration. Keys under `loop` and `evaluate` may change between two
-commands on it, because the trained parameters do not depend on them; every other key may not.
+commands on it, because the trained parameters do not depend on them, and so may the devices
+that share the work, whatever their number; every other key may not.
 """
 
 import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from experiments import validation
-from experiments.errors import InputError
+from experiments.errors import InputError, StorageError, cause_in_storage
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 PLOTS = "plots"
+BRIDGE = "bridge"
+REPORT = "report.md"
+EVENTS = "events"
 
-_FREE = ("loop.", "evaluate.")
+_FREE = ("loop.", "evaluate.", "parallel.backend", "parallel.cpu_devices")
 _MOST_DIFFERENCES_SHOWN = 4
 
 
@@ -70,10 +78,12 @@ def create(workdir: Path, config: ConfigDict) -> None:
 
     Raises:
         InputError: If it cannot be written.
+        StorageError: If the disk is full.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG, config.to_dict())
+        with writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / CONFIG, config.to_dict())
     except OSError as error:
         raise _unwritable(workdir, error.strerror or str(error)) from error
 
@@ -106,11 +116,38 @@ def is_finished(workdir: Path) -> bool:
     return isinstance(summary, dict) and bool(summary.get("finished"))
 
 
-def latest_step(checkpoints: Path) -> int | None:
-    """The step of the newest complete checkpoint, None if there is none; reads names only."""
+def steps(checkpoints: Path) -> list[int]:
+    """The steps of the complete checkpoints, the newest first; reads names only."""
     # A checkpoint gets its name, digits alone, by a rename once it is complete.
     names = [path.name for path in checkpoints.glob("*")] if checkpoints.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=None)
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def latest_step(checkpoints: Path) -> int | None:
+    """The step of the newest complete checkpoint, None if there is none; reads names only."""
+    return next(iter(steps(checkpoints)), None)
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Makes one line of a full disk.
+
+    Args:
+        directory: To be named.
+
+    Raises:
+        StorageError: Naming the cause, if what is done within it finds the disk full or broken.
+    """
+    try:
+        yield
+    except Exception as error:  # what is written in C++ raises what it likes
+        cause = cause_in_storage(error)
+        if cause is None or isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"{directory}: cannot be written: {cause}: once it can, the same command goes on "
+            "from the last checkpoint"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -118,9 +155,18 @@ def write_json(path: Path, value: Any) -> None:
     _replace(path, json.dumps(_finite(value), indent=2) + "\n")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    _replace(path, text)
+
+
 def append_metrics(workdir: Path, record: dict[str, Any]) -> None:
-    """Adds one line to the metrics; it survives a kill of the process from here on."""
-    with (workdir / METRICS).open("a") as file:
+    """Adds one line to the metrics; it survives a kill of the process from here on.
+
+    Raises:
+        StorageError: If the disk is full; what there is of the line is trimmed on resume.
+    """
+    with writing(workdir), (workdir / METRICS).open("a") as file:
         file.write(json.dumps(_finite(record)) + "\n")
 
 
@@ -155,8 +201,12 @@ def _records(workdir: Path, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        with writing(path.parent):
+            temporary.write_text(text)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

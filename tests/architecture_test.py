@@ -11,6 +11,7 @@ SPINE = ("typing", "time_grids", "gaussians", "references", "kernels", "rollouts
 # Each room of d2ejax, from the bottom up, with the only rooms that it may import.
 ROOMS = {
     "typing": (),
+    "non_finite": ("typing",),
     "time_grids": ("typing",),
     "gaussians": ("typing",),
     "references": SPINE[:3],
@@ -27,8 +28,8 @@ ROOMS = {
     "endpoints": ("typing",),
     # Of endpoints, the coordinates of particles without their centre of mass.
     "equivariant_networks": ("typing", "networks", "endpoints.particle_systems"),
-    "losses": ("typing",),
-    "exploration": ("typing",),
+    "losses": ("typing", "non_finite"),
+    "exploration": ("typing", "non_finite"),
     "plotting": (),
     "exact": SPINE[:4],
     "metrics": (*SPINE, "exact"),
@@ -37,8 +38,17 @@ ROOMS = {
     # Ends that come with their exact bridge.
     "pairs": (*SPINE[:4], "endpoints", "exact", "metrics"),
     # Of endpoints, the type alone: which ones there are is the caller's affair.
-    "algorithms": (*SPINE, "light", "losses", "exploration", "endpoints.base"),
+    "algorithms": (
+        *SPINE,
+        "non_finite",
+        "light",
+        "losses",
+        "exploration",
+        "endpoints.base",
+    ),
     "parallel": ("typing", "algorithms.base"),
+    # Of endpoints, the type alone.
+    "saved_bridges": (*SPINE, "endpoints.base"),
 }
 MAX_LINES = 400
 # Packages that only some rooms may know.

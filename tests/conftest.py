@@ -28,9 +28,21 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Most examples compile something: no limit to their time. A few of them in CI, always the same;
+# --hypothesis-profile=long takes its place once this has been read.
+_EVERY = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": (HealthCheck.too_slow, HealthCheck.data_too_large),
+}
+settings.register_profile("quick", derandomize=True, **_EVERY)
+settings.register_profile("long", print_blob=True, **_EVERY)
+settings.load_profile("quick")
 
 
 @pytest.fixture

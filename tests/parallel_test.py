@@ -51,7 +51,7 @@ def toy_algorithm(axis_name=parallel.AXIS):
         }
         return State(state.params - 0.3 * gradient, batch, key, count), metrics
 
-    return Algorithm(init, step)
+    return Algorithm(init, step, own=("buffer", "key"))
 
 
 def as_arrays(state):
@@ -158,7 +158,7 @@ def test_step_counts_share_one_compilation(backend, key):
         traced.append(state)
         return algorithm.step(state)
 
-    trainer = parallel.data_parallel(Algorithm(algorithm.init, step), backend=backend)
+    trainer = parallel.data_parallel(algorithm._replace(step=step), backend=backend)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         # Two runs: the state of the first comes from init, that of the second from a run.
@@ -190,6 +190,60 @@ def test_fewer_devices(backend, key):
         plain, _ = alone.step(plain)
     np.testing.assert_allclose(state.params[0], plain.params, rtol=1e-5)
     np.testing.assert_array_equal(state.key[0], jax.random.key_data(plain.key))
+
+
+def sharded(num_devices, backend="pmap", num_shards=8):
+    return parallel.data_parallel(
+        toy_algorithm(parallel.axis(num_shards, num_devices)),
+        backend=backend,
+        devices=jax.local_devices()[:num_devices],
+        num_shards=num_shards,
+    )
+
+
+@both_backends
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_as_many_shards_give_the_same_on_any_devices(trainers, backend, num_devices, key):
+    whole = trainers[backend]
+    state, metrics = whole.run(whole.init(key), 20)
+    trainer = sharded(num_devices, backend)
+    assert (trainer.num_devices, trainer.num_shards) == (num_devices, 8)
+    found, own = trainer.run(trainer.init(key), 20)
+    expected, found = (as_arrays(t.gather(s)) for t, s in ((whole, state), (trainer, found)))
+    np.testing.assert_array_equal(found.key, expected.key)
+    np.testing.assert_array_equal(found.buffer, expected.buffer)
+    np.testing.assert_allclose(found.params, expected.params, rtol=2e-6)
+    np.testing.assert_allclose(own["loss"], metrics["loss"], rtol=2e-6)
+    assert found.params.shape == (3,) and found.buffer.shape == (8, 4, 3)
+
+
+def test_what_is_gathered_goes_on_elsewhere(key):
+    """From eight devices to two and back: as if it had stayed."""
+    eight, two = sharded(8), sharded(2)
+    stayed = as_arrays(eight.gather(eight.run(eight.init(key), 6)[0]))
+    gathered = eight.gather(eight.run(eight.init(key), 2)[0])
+    state, _ = two.run(two.place(gathered, two.init(key)), 2)
+    state, _ = eight.run(eight.place(two.gather(state), eight.init(key)), 2)
+    moved = as_arrays(eight.gather(state))
+    np.testing.assert_array_equal(moved.key, stayed.key)
+    np.testing.assert_array_equal(moved.buffer, stayed.buffer)
+    np.testing.assert_allclose(moved.params, stayed.params, rtol=2e-6)
+
+
+def test_what_shards_share_is_computed_once(key):
+    """Eight shards of one device: their own fields alone have eight rows."""
+    trainer = sharded(1)
+    state, _ = trainer.run(trainer.init(key), 1)
+    assert state.params.shape == (1, 3) and state.count.shape == (1,)
+    assert state.buffer.shape == (1, 8, 4, 3) and state.key.shape == (1, 8)
+
+
+@pytest.mark.parametrize("num_shards", [3, 4, 12])
+def test_shards_that_cannot_be_shared_out_are_refused(num_shards):
+    with pytest.raises(
+        ValueError, match=rf"num_shards = {num_shards}: must be a multiple of 8"
+    ):
+        parallel.data_parallel(toy_algorithm(), num_shards=num_shards)
 
 
 @both_backends

@@ -125,3 +125,43 @@ def test_bad_arguments_are_refused(key):
         sequential_monte_carlo(
             key, (forward, reversal), params, starts, log_densities, threshold=1.5
         )
+
+
+def cut(bad):
+    """Densities of which half of the plane has nothing, `bad`, at the end of the paths."""
+    log_densities = setting()[2]
+
+    def log_density(k, x):
+        value = log_densities(k, x)
+        return jnp.where((k == GRID.num_steps) & (x[0] < 0.2), bad, value)
+
+    return log_density
+
+
+@gaussian_case.jit
+def run_cut(key, bad, shift):
+    processes, params, _ = setting()
+    starts = PRIOR.sample(key, 300) + shift
+    return sequential_monte_carlo(key, processes, params, starts, cut(bad), threshold=1.0)
+
+
+@pytest.mark.parametrize("bad", [-np.inf, np.nan, np.inf])
+def test_a_path_without_weight_is_never_copied_and_counts_as_zero(bad, key):
+    found = run_cut(key, bad, 0.0)
+    assert (found.positions[:, 0] > 0.2).all() and np.isfinite(found.log_weights).all()
+    # An estimate of the half that is left: of its two modes the one of weight 0.3.
+    assert abs(found.log_z - (LOG_Z + np.log(0.3))) < 0.5
+    nothing = run_cut(key, bad, -30.0)
+    assert np.isneginf(nothing.log_z) and np.isneginf(nothing.log_weights).all()
+    assert np.isnan(nothing.effective[-1]) and np.isfinite(nothing.positions).all()
+
+
+def test_where_rounded_weights_fall_short_of_one_nothing_dead_is_drawn(key, monkeypatch):
+    """blackjax takes the last particle there, whatever its weight."""
+    from blackjax.smc import resampling
+
+    monkeypatch.setattr(resampling, "systematic", lambda key, weights, n: jnp.arange(n))
+    processes, params, _ = setting()
+    starts = PRIOR.sample(key, 20)
+    found = sequential_monte_carlo(key, processes, params, starts, cut(-jnp.inf), threshold=1.0)
+    assert (found.positions[:, 0] > 0.2).all()

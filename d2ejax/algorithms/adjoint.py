@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from d2ejax import rollouts
+from d2ejax import non_finite, rollouts
 from d2ejax.algorithms import adjoint_replay, partners
 from d2ejax.algorithms.adjoint_objective import (
     CORRECTORS,
@@ -57,7 +57,7 @@ from d2ejax.algorithms.half_steps import Objective
 from d2ejax.endpoints import base as endpoints
 from d2ejax.exploration import particles, replay_buffer
 from d2ejax.exploration.replay_buffer import ReplayBuffer
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, AxisName, Key, Params
 
 FORWARD, CORRECTOR, BACKWARD = 0, 1, 2
 """Index of each stage, and of its model in the state."""
@@ -129,7 +129,7 @@ def adjoint_sampler(
     init_params: Callable[[Key], tuple[Params, Params, Params]],
     optimisers: tuple[optax.GradientTransformation, ...],
     ema_decay: float,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Algorithm:
     """An adjoint method.
 
@@ -172,14 +172,18 @@ def adjoint_sampler(
         key, rollout_key, step_key = jax.random.split(state.key, 3)
         stage, offset = stages.at(state.step)
         due = (stage != BACKWARD) & (offset % given.rollout_every == 0)
-        state = jax.lax.cond(
-            due, partial(roll_out, given, rollout_key), lambda state: state, state
+        state, shares = jax.lax.cond(
+            due,
+            partial(roll_out, given, rollout_key),
+            lambda state: (state, dict.fromkeys(non_finite.SHARES, jnp.full((), jnp.nan))),
+            state,
         )
         index = stage if learned else stage // BACKWARD
         branches = [partial(train, which) for which in stages_run]
-        return jax.lax.switch(index, branches, state._replace(key=key), step_key)
+        state, metrics = jax.lax.switch(index, branches, state._replace(key=key), step_key)
+        return state, metrics | shares
 
-    return Algorithm(init, step)
+    return Algorithm(init, step, own=("replay", "buffer", "key"))
 
 
 def _init(given: AdjointSampler, key: Key, models: tuple[Model, Model, Model]) -> State:
@@ -241,7 +245,7 @@ _DRAW = {FORWARD: _draw_forward, CORRECTOR: _draw_corrector, BACKWARD: _draw_bac
 """What a stage draws for a gradient step: the state after that, the loss, and its metrics."""
 
 
-def roll_out(given: AdjointSampler, key: Key, state: State) -> State:
+def roll_out(given: AdjointSampler, key: Key, state: State) -> tuple[State, dict[str, Array]]:
     """Simulates paths, and writes their ends to the replay.
 
     Args:
@@ -251,7 +255,7 @@ def roll_out(given: AdjointSampler, key: Key, state: State) -> State:
 
     Returns:
         The state with another replay, with the particles that the ends joined and, for
-        damping, with the previous iterate.
+        damping, with the previous iterate; and the metrics `non_finite.SHARES` of the pairs.
     """
     path_key, pair_key, anchor_key, goal_key, draw_key, choice_key = jax.random.split(key, 6)
     model, size = state.models[FORWARD], given.rollout_size
@@ -273,11 +277,11 @@ def roll_out(given: AdjointSampler, key: Key, state: State) -> State:
         ratio = given.off_policy_ratio(state.step)
         chosen = jax.random.bernoulli(choice_key, ratio, (size, 1))
         starts, ends = jnp.where(chosen, drawn, starts), jnp.where(chosen, goals, ends)
-    replay = adjoint_replay.add(
+    replay, shares = adjoint_replay.add(
         state.replay, starts, ends, log_target, max_gradient=given.max_gradient
     )
     previous = model.params["drift"] if given.damping else None
-    return state._replace(replay=replay, buffer=buffer, previous=previous)
+    return state._replace(replay=replay, buffer=buffer, previous=previous), shares
 
 
 def _simulate(given: AdjointSampler, key: Key, params: Params, n: int) -> tuple[Array, Array]:

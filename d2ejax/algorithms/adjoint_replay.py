@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from d2ejax import non_finite
 from d2ejax.exploration import replay_buffer
 from d2ejax.exploration.replay_buffer import ReplayBuffer
 from d2ejax.typing import Array, Key, LogDensity
@@ -41,10 +42,10 @@ def add(
     log_density: LogDensity,
     *,
     max_gradient: float,
-) -> ReplayBuffer:
+) -> tuple[ReplayBuffer, dict[str, Array]]:
     """Writes pairs over the oldest ones.
 
-    A pair whose energy, or its gradient, is not finite leaves its slot empty.
+    A pair whose energy, or its gradient, is not finite is left out and displaces nothing.
 
     Args:
         replay: The replay.
@@ -54,14 +55,13 @@ def add(
         max_gradient: Largest norm of ∇E_1 that is kept; longer ones are cut to it.
 
     Returns:
-        The replay.
+        The replay, and the metrics `non_finite.SHARES` of the pairs.
     """
     values, scores = jax.vmap(jax.value_and_grad(log_density))(ends)
     gradients = jax.vmap(clipped, (0, None))(-scores, max_gradient)
     rows = jnp.concatenate([starts, ends, gradients], axis=1)
-    return replay_buffer.add(
-        replay, rows, jnp.where(jnp.isfinite(values), jnp.zeros_like(values), -jnp.inf)
-    )
+    kept = jnp.where(non_finite.has_mass(values), jnp.zeros_like(values), -jnp.inf)
+    return replay_buffer.add(replay, rows, kept), non_finite.shares(values)
 
 
 def sample(key: Key, replay: ReplayBuffer, n: int) -> Pairs:

@@ -8,7 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, AxisName, Key, Params
 
 
 class Algorithm(NamedTuple):
@@ -19,10 +19,13 @@ class Algorithm(NamedTuple):
         step: Maps the state to the next one and a dict of float32 scalars, NaN where a metric
             does not apply; one gradient step.
             Both must run under the mapped axis that the algorithm was made for, if any.
+        own: The fields of the state that each device has of its own, draws and what is drawn
+            from; all others are the same on every device.
     """
 
     init: Callable[[Key], Any]
     step: Callable[[Any], tuple[Any, dict[str, Array]]]
+    own: tuple[str, ...] = ("key",)
 
 
 class Model(NamedTuple):
@@ -66,7 +69,7 @@ def init_state(
     key: Key,
     init_params: Callable[[Key], Params],
     optimiser: optax.GradientTransformation,
-    axis_name: str | None,
+    axis_name: AxisName | None,
 ) -> State:
     """The state at the start of training.
 
@@ -88,7 +91,7 @@ def of_one_model(
     init_params: Callable[[Key], Params],
     optimiser: optax.GradientTransformation,
     ema_decay: float,
-    axis_name: str | None,
+    axis_name: AxisName | None,
 ) -> Algorithm:
     """An algorithm that has one model and remembers nothing else.
 
@@ -168,7 +171,7 @@ def gradient_step(
     optimiser: optax.GradientTransformation,
     *,
     decay: float,
-    axis_name: str | None,
+    axis_name: AxisName | None,
 ) -> tuple[Model, Array, dict[str, Array]]:
     """One step down the gradient of a loss, averaged over the devices.
 
@@ -210,7 +213,7 @@ def counted(state: Any, finite: Array) -> Any:
     )
 
 
-def device_mean(tree: Any, axis_name: str | None) -> Any:
+def device_mean(tree: Any, axis_name: AxisName | None) -> Any:
     """The mean over a mapped axis of devices; the tree itself where there is none."""
     if axis_name is None:
         return tree
@@ -219,6 +222,15 @@ def device_mean(tree: Any, axis_name: str | None) -> Any:
     return unravel(jax.lax.pmean(flat, axis_name))
 
 
-def device_key(key: Key, axis_name: str | None) -> Key:
+def all_shares(x: Array, axis_name: AxisName) -> Array:
+    """The shares of all devices under a mapped axis, along a new leading axis."""
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    shape = x.shape
+    for name in reversed(names):  # The last name counts fastest.
+        x = jax.lax.all_gather(x, name)
+    return x.reshape(-1, *shape)
+
+
+def device_key(key: Key, axis_name: AxisName | None) -> Key:
     """A key of this device's own."""
     return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))

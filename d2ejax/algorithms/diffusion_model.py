@@ -32,7 +32,7 @@ from d2ejax.gaussians import Gaussian
 from d2ejax.kernels import EmbeddedStep, Process, Step
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, AxisName, Key, Params
 
 
 class DiffusionModel(NamedTuple):
@@ -59,7 +59,7 @@ def diffusion_model(
     init_params: Callable[[Key], Params],
     optimiser: optax.GradientTransformation,
     ema_decay: float,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Algorithm:
     """Trains a diffusion model.
 

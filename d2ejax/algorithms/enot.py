@@ -30,7 +30,7 @@ from d2ejax.endpoints.base import Endpoint
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, AxisName, Key, Params
 
 FORWARD, POTENTIAL, BACKWARD = 0, 1, 2
 """Index of each model in the state."""
@@ -97,7 +97,7 @@ def enot(
     init_params: Callable[[Key], tuple[Params, Params, Params]],
     optimisers: tuple[optax.GradientTransformation, ...],
     ema_decay: float,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Algorithm:
     """Entropic neural optimal transport.
 

@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from d2ejax import losses, rollouts
+from d2ejax import losses, non_finite, rollouts
 from d2ejax.algorithms.base import Algorithm, of_one_model
 from d2ejax.kernels import EmbeddedStep, Process
-from d2ejax.typing import Array, Key, LogDensity, Params
+from d2ejax.typing import Array, AxisName, Key, LogDensity, Params
 
 Loss = Literal[
     "relative_trajectory_balance",
@@ -78,7 +78,7 @@ def fine_tuning(
     init_params: Callable[[Key], Params],
     optimiser: optax.GradientTransformation,
     ema_decay: float,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Algorithm:
     """Fine-tunes a base process on a reward.
 
@@ -120,13 +120,19 @@ def objective(given: FineTuning, key: Key, params: Params) -> _Loss:
         params: The parameters, to draw paths by.
 
     Returns:
-        The loss on that data as a function of the parameters, with the metric "reward".
+        The loss on that data as a function of the parameters, with the metrics "reward", the
+        mean of those that are finite, and `non_finite.SHARES`.
     """
     return _OBJECTIVES[given.loss](given, key, params)
 
 
-def _paths(given: FineTuning, key: Key, params: Params, num_paths: int) -> Array:
-    """Groups of paths that share their start, `(num_starts, num_paths, num_steps + 1, dim)`."""
+def _draw(given: FineTuning, key: Key, params: Params, num_paths: int) -> tuple[Array, Array]:
+    """Groups of paths that share their start, and the rewards at their ends.
+
+    Returns:
+        The paths, `(num_starts, num_paths, num_steps + 1, dim)`, zeros in place of one that is
+        not finite, and the rewards, `(num_starts, num_paths)`, NaN for such a path.
+    """
     start_key, path_key = jax.random.split(key)
     num_starts = given.batch_size // num_paths
     starts = given.start(start_key, num_starts)
@@ -137,17 +143,22 @@ def _paths(given: FineTuning, key: Key, params: Params, num_paths: int) -> Array
             key, given.process, params["drift"], x, tracked_steps=given.tracked_steps
         )
 
-    return jax.vmap(jax.vmap(one, (0, None)))(keys, starts)
+    paths, finite = non_finite.finite_paths(jax.vmap(jax.vmap(one, (0, None)))(keys, starts))
+    ends = paths[..., -1, :].reshape(-1, paths.shape[-1])
+    rewards = jax.vmap(non_finite.with_finite_gradient(given.reward))(ends)
+    return paths, jnp.where(finite, rewards.reshape(finite.shape), jnp.nan)
 
 
-def _rewards(given: FineTuning, ends: Array) -> Array:
-    return jax.vmap(given.reward)(ends.reshape(-1, ends.shape[-1])).reshape(ends.shape[:-1])
+def _measured(rewards: Array) -> dict[str, Array]:
+    found = non_finite.mean_where(rewards, non_finite.has_mass(rewards))
+    return {"reward": found} | non_finite.shares(rewards)
 
 
 def _balance(given: FineTuning, key: Key, params: Params) -> _Loss:
     pooled = given.loss == "relative_trajectory_balance"
-    paths = _paths(given, key, params, 1 if pooled else given.num_paths)
-    rewards = _rewards(given, paths[..., -1, :])
+    paths, rewards = _draw(given, key, params, 1 if pooled else given.num_paths)
+    if pooled:  # Of one constant for all, they are one group.
+        paths, rewards = paths.swapaxes(0, 1), rewards.T
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
         log_ratios = losses.log_path_ratio(
@@ -156,10 +167,12 @@ def _balance(given: FineTuning, key: Key, params: Params) -> _Loss:
             log_opposite=lambda p: rollouts.log_density(given.base, given.base_params, p),
             log_goal=lambda _: rewards,
         )
-        metrics = {"reward": jnp.mean(rewards)}
+        log_ratios, where, _, shares = non_finite.bounded(log_ratios)
+        metrics = _measured(rewards) | shares
         if pooled:
-            return losses.trajectory_balance_loss(log_ratios, params["log_z"]), metrics
-        return losses.log_variance_loss(log_ratios), metrics
+            value = losses.trajectory_balance_loss(log_ratios, params["log_z"], where=where)
+            return value, metrics
+        return losses.log_variance_loss(log_ratios, where=where), metrics
 
     return loss
 
@@ -174,26 +187,28 @@ def _control(given: FineTuning, key: Key, params: Params) -> _Loss:
     del params  # Those that the gradient is of.
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-        paths = _paths(given, key, params, 1)[:, 0]
-        rewards = _rewards(given, paths[:, -1])
-        value = losses.control_loss(_penalties(given, params, paths), -rewards)
-        return value, {"reward": jnp.mean(rewards)}
+        paths, rewards = (drawn[:, 0] for drawn in _draw(given, key, params, 1))
+        value = losses.control_loss(
+            _penalties(given, params, paths), -rewards, where=non_finite.has_mass(rewards)
+        )
+        return value, _measured(rewards)
 
     return loss
 
 
 def _policy_gradient(given: FineTuning, key: Key, params: Params) -> _Loss:
-    paths = _paths(given, key, params, 1)[:, 0]
-    rewards = _rewards(given, paths[:, -1])
+    paths, rewards = (drawn[:, 0] for drawn in _draw(given, key, params, 1))
+    costs = non_finite.bounded(-rewards)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
         value = losses.policy_gradient_loss(
             rollouts.step_log_densities(given.process, params["drift"], paths),
             _penalties(given, params, paths),
-            rewards,
+            -costs.log_ratios,
             to_go=given.penalty_to_go,
+            where=costs.where,
         )
-        return value, {"reward": jnp.mean(rewards)}
+        return value, _measured(rewards)
 
     return loss
 
@@ -205,8 +220,9 @@ def _adjoint_matching(given: FineTuning, key: Key, params: Params) -> _Loss:
     by v ∇log ψ, where that gradient varies little: adjoint matching in continuous time, and
     exact for a linear reward of a linear base.
     """
-    paths = _paths(given, key, params, 1)[:, 0]
-    gradients = jax.vmap(jax.grad(given.reward))(paths[:, -1])
+    paths, rewards = (drawn[:, 0] for drawn in _draw(given, key, params, 1))
+    reward = non_finite.with_finite_gradient(given.reward)
+    gradients = jax.vmap(jax.grad(reward))(paths[:, -1])
     base = rollouts.step_kernels(given.base, given.base_params, paths[:, :-1])
     adjoints = jax.vmap(lambda path, end: _adjoints(given, path, end))(paths, gradients)
 
@@ -214,8 +230,9 @@ def _adjoint_matching(given: FineTuning, key: Key, params: Params) -> _Loss:
         trained = rollouts.step_kernels(given.process, params["drift"], paths[:, :-1])
         targets = base.mean + jnp.exp(base.log_variance) * adjoints
         misses = jnp.square(trained.mean - targets) * jnp.exp(-base.log_variance)
-        value = 0.5 * jnp.mean(jnp.sum(misses, axis=(1, 2)))
-        return value, {"reward": jnp.mean(_rewards(given, paths[:, -1]))}
+        costs = jnp.sum(misses, axis=(1, 2))
+        value = 0.5 * non_finite.mean_where(costs, non_finite.has_mass(rewards))
+        return value, _measured(rewards)
 
     return loss
 

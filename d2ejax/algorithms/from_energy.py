@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from d2ejax import losses, rollouts
+from d2ejax import losses, non_finite, rollouts
 from d2ejax.algorithms import half_steps, partners
 from d2ejax.algorithms.half_steps import Buffers, HalfStep, Inputs, Objective
 from d2ejax.algorithms.partners import Anchors, Partner
 from d2ejax.endpoints import base as endpoints
 from d2ejax.exploration import behaviour, particles, replay_buffer
 from d2ejax.exploration.replay_buffer import ReplayBuffer
+from d2ejax.non_finite import Bounded
 from d2ejax.typing import Array, Key, Params
 
 
@@ -40,10 +41,12 @@ def objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buff
         reuse_path=half.reuse_path,
         backward=half.trained.backward,
     )
+    paths, finite = non_finite.finite_paths(paths)
     starts, ends = paths[:, 0, half.start_end], paths[:, -1, half.goal_end]
-    inverse_temperature = half.inverse_temperature(inputs.step)
     # Once for all that asks for it: an energy may be dear.
     energies = jax.vmap(jax.vmap(endpoints.log_density(half.goal)))(paths[:, :, half.goal_end])
+    energies = jnp.where(finite, energies, jnp.nan)
+    log_goals = non_finite.tempered(half.inverse_temperature(inputs.step), energies)
     explorer = half.particles[half.goal_end]
     if half.add_ends and explorer is not None:
         goal_buffer = _filled(buffers, half.goal_end)
@@ -55,27 +58,32 @@ def objective(half: HalfStep, key: Key, inputs: Inputs) -> tuple[Objective, Buff
             paths,
             log_trained=lambda p: rollouts.log_density(half.trained, params["drift"], p),
             log_opposite=partner.log_density,
-            log_goal=lambda _: inverse_temperature * energies,
+            log_goal=lambda _: log_goals,
         )
-        value = _balance_loss(half, params, starts, log_ratios, partner.in_closed_form)
+        bounded = non_finite.bounded(log_ratios)
+        value = _balance_loss(half, params, starts, bounded, partner.in_closed_form)
         anchors = jnp.mean(jax.vmap(partner.effective_anchors)(ends))
         closed_form = partner.in_closed_form.astype(jnp.float32)
-        return value, {"anchors": anchors, "closed_form": closed_form} | acceptance
+        found = {"anchors": anchors, "closed_form": closed_form} | bounded.shares
+        return value, found | acceptance
 
     return loss, buffers
 
 
 def _balance_loss(
-    half: HalfStep, params: Params, starts: Array, log_ratios: Array, in_closed_form: Array
+    half: HalfStep, params: Params, starts: Array, bounded: Bounded, in_closed_form: Array
 ) -> Array:
+    log_ratios, where = bounded.log_ratios, bounded.where
     if half.loss == "log_variance":
-        return losses.log_variance_loss(log_ratios)
+        return losses.log_variance_loss(log_ratios, where=where)
     potentials = jax.vmap(half.potential, (None, 0))(params["potential"], starts)
     if half.loss == "trajectory_balance":
-        return losses.trajectory_balance_loss(log_ratios, potentials)
-    # Beside a learned process the log-ratios are not those that define the potential.
-    fit = jnp.where(in_closed_form, losses.potential_loss(potentials, log_ratios), 0.0)
-    return losses.log_variance_loss(log_ratios) + fit
+        return losses.trajectory_balance_loss(log_ratios, potentials, where=where)
+    # Beside a learned process the log-ratios are not those that define the potential; nor are
+    # those of paths that end without mass, which have been set to what pushes them away.
+    fit = losses.potential_loss(potentials, log_ratios, where=bounded.inside)
+    fit = jnp.where(in_closed_form, fit, 0.0)
+    return losses.log_variance_loss(log_ratios, where=where) + fit
 
 
 def _start(

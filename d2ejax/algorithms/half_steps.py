@@ -22,6 +22,7 @@ from d2ejax.endpoints.base import Endpoint
 from d2ejax.exploration.particles import Particles
 from d2ejax.exploration.replay_buffer import ReplayBuffer
 from d2ejax.kernels import Process
+from d2ejax.non_finite import SHARES
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Array, Params
@@ -55,10 +56,11 @@ WITH_ANCHORS: tuple[Loss, ...] = ("semi_discrete", "hybrid")
 
 
 ACCEPTANCE = {0: "acceptance_source", -1: "acceptance_target"}
-METRICS = ("anchors", "closed_form", *ACCEPTANCE.values())
+METRICS = ("anchors", "closed_form", *SHARES, *ACCEPTANCE.values())
 """What a half-step measures, NaN where it does not apply: the mean effective number of anchors
 at the paths' ends, the share of devices and steps where the half-bridge in closed form stood
-opposite, and the acceptance rate of each end's refresh."""
+opposite, the shares of paths with an undefined end and with one without mass, and the
+acceptance rate of each end's refresh."""
 
 
 def losses_by_access(source: str, target: str) -> tuple[Loss, Loss]:

@@ -26,7 +26,7 @@ from d2ejax.algorithms.base import (
 from d2ejax.algorithms.half_steps import Buffers, Caches, HalfStep, Inputs, Objective
 from d2ejax.endpoints import base as endpoints
 from d2ejax.exploration import particles
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, AxisName, Key, Params
 
 _T = TypeVar("_T")
 
@@ -142,7 +142,7 @@ def ipf(
     ema_decay: float,
     use_ema_opposite: bool = True,
     warm_start: bool = True,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Algorithm:
     """IPF over a schedule of half-steps.
 
@@ -214,7 +214,7 @@ def ipf(
             state = jax.lax.cond(_begins(plan, state.step), restart, lambda state: state, state)
         return jax.lax.switch(direction, branches, state)
 
-    return Algorithm(init, step)
+    return Algorithm(init, step, own=("buffers", "caches", "key"))
 
 
 def _restart(
@@ -256,7 +256,7 @@ def _train(
     *,
     ema_decay: float,
     use_ema_opposite: bool,
-    axis_name: str | None,
+    axis_name: AxisName | None,
 ) -> tuple[State, dict[str, Array]]:
     """One gradient step of one half-step."""
     model, opposite = state.models[direction], state.models[1 - direction]

@@ -31,7 +31,7 @@ from d2ejax.endpoints.base import Endpoint
 from d2ejax.kernels import BASE, Process
 from d2ejax.light import LightPotential
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, AxisName, Key, Params
 
 _Sampler = Callable[[Key, int], Array]
 _Loss = Callable[[Params], tuple[Array, dict[str, Array]]]
@@ -90,7 +90,7 @@ def light_bridge(
     num_components: int = 50,
     init_share: float = 0.1,
     ema_decay: float = 0.99,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Algorithm:
     """The light bridge between two ends that are sampled.
 
@@ -165,7 +165,7 @@ def fit_potential(
     num_components: int = 50,
     init_share: float = 0.1,
     ema_decay: float = 0.99,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Params:
     """Fits a potential by the gradient steps that `light_bridge` takes first, in one scan.
 

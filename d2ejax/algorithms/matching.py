@@ -27,6 +27,7 @@ from d2ejax.algorithms import legs
 from d2ejax.algorithms.base import (
     Algorithm,
     State,
+    all_shares,
     counted,
     gradient_step,
     init_state,
@@ -37,7 +38,7 @@ from d2ejax.endpoints.base import Endpoint
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
-from d2ejax.typing import Array, EmbeddedNetwork, Key, Params
+from d2ejax.typing import Array, AxisName, EmbeddedNetwork, Key, Params
 
 Spacing = Literal["uniform", "grid"]
 SPACINGS: tuple[Spacing, ...] = ("uniform", "grid")
@@ -62,7 +63,7 @@ def matching(
     init_params: Callable[[Key], Params],
     optimiser: optax.GradientTransformation,
     ema_decay: float,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Algorithm:
     """A regression on coupled minibatches of two ends, or of all that is observed in between.
 
@@ -115,13 +116,13 @@ def matching(
 
 
 def _coupled(
-    couple: Coupling, key: Key, x_0: Array, x_1: Array, axis_name: str | None
+    couple: Coupling, key: Key, x_0: Array, x_1: Array, axis_name: AxisName | None
 ) -> tuple[Array, Array]:
     """This device's share of the pairs of the whole batch, the same on all of them."""
     if axis_name is None:
         return couple(key, x_0, x_1)
     words, *ends = (
-        jax.lax.all_gather(part, axis_name) for part in (jax.random.key_data(key), x_0, x_1)
+        all_shares(part, axis_name) for part in (jax.random.key_data(key), x_0, x_1)
     )
     shared_key = jax.random.wrap_key_data(words[0], impl=jax.random.key_impl(key))
     pairs = couple(shared_key, *(end.reshape(-1, end.shape[-1]) for end in ends))

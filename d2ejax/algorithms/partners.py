@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from d2ejax import losses, references, rollouts
+from d2ejax import losses, non_finite, references, rollouts
 from d2ejax.kernels import Process
 from d2ejax.references import Reference
 from d2ejax.time_grids import TimeGrid
@@ -61,7 +61,8 @@ class Anchors(NamedTuple):
     Attributes:
         positions: `(num_anchors, dim)`.
         log_importance: log p_0 / b, up to a constant, for anchors drawn from a density b other
-            than the end's own, `(num_anchors,)`; None for true samples.
+            than the end's own, `(num_anchors,)`; -∞ for one without mass, None for true
+            samples.
     """
 
     positions: Array
@@ -101,7 +102,9 @@ def smoothed_anchors(
         distances = _squared_distances((positions - centre[None]) / bandwidth[None], y)
         return jax.nn.logsumexp(-0.5 * distances)
 
-    return Anchors(anchors, jax.vmap(lambda x: log_density(x) - log_proposal(x))(anchors))
+    log_importance = jax.vmap(lambda x: log_density(x) - log_proposal(x))(anchors)
+    weighs = non_finite.has_mass(log_importance)
+    return Anchors(anchors, jnp.where(weighs, log_importance, -jnp.inf))
 
 
 def draw_anchors(key: Key, anchors: Anchors, n: int) -> Array:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from d2ejax import losses, rollouts
+from d2ejax import losses, non_finite, rollouts
 from d2ejax.algorithms.base import (
     Algorithm,
     Model,
@@ -40,7 +40,7 @@ from d2ejax.exploration import behaviour, particles, replay_buffer
 from d2ejax.exploration.particles import Particles
 from d2ejax.exploration.replay_buffer import ReplayBuffer
 from d2ejax.kernels import Process
-from d2ejax.typing import Array, Key, Params
+from d2ejax.typing import Array, AxisName, Key, Params
 
 Loss = Literal["log_variance", "trajectory_balance", "subtrajectory_balance", "path_kl"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
@@ -120,7 +120,7 @@ def diffusion_sampler(
     init_params: Callable[[Key], Params],
     optimiser: optax.GradientTransformation,
     ema_decay: float,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Algorithm:
     """A diffusion sampler.
 
@@ -171,7 +171,7 @@ def diffusion_sampler(
         state = state._replace(model=model, buffer=kept, key=key)
         return counted(state, finite), metrics | {"acceptance_target": acceptance}
 
-    return Algorithm(init, step)
+    return Algorithm(init, step, own=("buffer", "key"))
 
 
 def objective(
@@ -187,8 +187,9 @@ def objective(
         step: Gradient steps so far.
 
     Returns:
-        The loss on that data as a function of the parameters, with the metric "log_z_mean",
-        the mean of -ℓ; and the buffer as drawing the data left it.
+        The loss on that data as a function of the parameters, with the metrics "log_z_mean",
+        the mean of -ℓ where it is finite, and `non_finite.SHARES`; and the buffer as drawing
+        the data left it.
     """
     draw = _controlled if given.loss == "path_kl" else _balanced
     return draw(given, key, params, buffer, step)
@@ -215,24 +216,33 @@ def _balanced(
         reuse_path=True,
         backward=False,
     )
-    paths = groups.reshape(-1, *groups.shape[2:])
+    paths, finite = non_finite.finite_paths(groups.reshape(-1, *groups.shape[2:]))
     log_prior = jax.vmap(endpoints.log_density(given.prior))(paths[:, 0])
     # Once for all that asks for it: an energy may be dear.
     energies = jax.vmap(endpoints.log_density(given.target))(paths[:, -1])
-    log_target = given.inverse_temperature(step) * energies
+    energies = jnp.where(finite, energies, jnp.nan)
+    log_target = non_finite.tempered(given.inverse_temperature(step), energies)
     log_reversal = rollouts.step_log_densities(given.reversal, None, paths)
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
         log_trained = rollouts.step_log_densities(given.process, params["drift"], paths)
         log_ratios = log_trained - log_reversal
-        whole = log_prior + jnp.sum(log_ratios, axis=-1) - log_target
-        metrics = {"log_z_mean": -jnp.mean(whole)}
+        up_to_target = log_prior + jnp.sum(log_ratios, axis=-1)
+        whole, where, inside, shares = non_finite.bounded(up_to_target - log_target)
+        metrics = {"log_z_mean": -non_finite.mean_where(whole, inside)} | shares
         if given.loss == "log_variance":
-            return losses.log_variance_loss(whole[None]), metrics
+            return losses.log_variance_loss(whole[None], where=where[None]), metrics
         if given.loss == "trajectory_balance":
-            return losses.trajectory_balance_loss(whole[None], params["log_z"]), metrics
-        flows = _log_flows(given, params, paths, log_prior, log_target, step)
-        return losses.subtrajectory_balance_loss(log_ratios, flows, decay=given.decay), metrics
+            value = losses.trajectory_balance_loss(
+                whole[None], params["log_z"], where=where[None]
+            )
+            return value, metrics
+        goals = jax.lax.stop_gradient(jnp.where(inside, log_target, up_to_target - whole))
+        flows = _log_flows(given, params, paths, log_prior, goals, step)
+        value = losses.subtrajectory_balance_loss(
+            log_ratios, flows, decay=given.decay, where=where
+        )
+        return value, metrics
 
     if given.add_ends:
         own = energies.reshape(groups.shape[:2])[:, 1]
@@ -266,11 +276,11 @@ def _controlled(
         step_costs = rollouts.step_kl_divergences(
             given.process, params["drift"], given.reference, None, paths
         )
-        costs = jax.vmap(given.marginals)(paths)[..., -1] - _log_target(
-            given, paths[:, -1], step
-        )
-        value = losses.control_loss(step_costs, costs)
-        return value, {"log_z_mean": -value}
+        log_target = _log_target(given, paths[:, -1], step)
+        costs = jax.vmap(given.marginals)(paths)[..., -1] - log_target
+        where = non_finite.has_mass(log_target)
+        value = losses.control_loss(step_costs, costs, where=where)
+        return value, {"log_z_mean": -value} | non_finite.shares(log_target)
 
     return loss, buffer
 
@@ -293,6 +303,8 @@ def _log_flows(
     along = jax.vmap(jax.vmap(network, (None, 0, 0)), (None, 0, None))
     learned = along(params["flow"], inner, times)
     energies = jax.vmap(jax.vmap(endpoints.log_density(given.target)))(inner)
+    # What the network adds to is no more than a first guess: without mass there is none.
+    energies = jnp.where(non_finite.has_mass(energies), energies, 0.0)
     towards = shares * given.inverse_temperature(step) * energies
     base = (1.0 - shares) * (
         params["log_z"] + jax.vmap(given.marginals)(paths)[:, 1:-1]
@@ -302,7 +314,7 @@ def _log_flows(
 
 
 def _log_target(given: Sampler, ends: Array, step: Array) -> Array:
-    log_density = endpoints.log_density(given.target)
+    log_density = non_finite.with_finite_gradient(endpoints.log_density(given.target))
     return given.inverse_temperature(step) * jax.vmap(log_density)(ends)
 
 
@@ -316,7 +328,8 @@ def _first_log_z(given: Sampler, key: Key) -> Array:
     step = jnp.zeros((), jnp.int32)
     bounds = _log_target(given, paths[:, -1], step) - jax.vmap(given.marginals)(paths)[:, -1]
     # Not the mean: an energy may be huge at some of them.
-    return jnp.nan_to_num(jnp.median(bounds), nan=0.0, posinf=0.0, neginf=0.0)
+    found = jnp.nanmedian(jnp.where(non_finite.has_mass(bounds), bounds, jnp.nan))
+    return jnp.nan_to_num(found, nan=0.0)
 
 
 def _check(given: Sampler) -> None:

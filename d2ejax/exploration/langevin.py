@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from d2ejax.non_finite import has_mass
 from d2ejax.typing import Array, Key, LogDensity
 
 METHODS = ("ula", "averaged_ula", "mala", "hmc")
@@ -57,7 +58,8 @@ def refresh(
       correction; unbiased. One leapfrog step is MALA.
 
     Non-finite values never enter: a move to a position, log-density or gradient that is not
-    finite is not taken. A particle that starts at a non-finite gradient stays there.
+    finite is not taken, a log-density beyond `non_finite.LARGEST` counting as one. A particle
+    that starts at a non-finite gradient stays there.
 
     Args:
         key: a typed key.
@@ -159,12 +161,12 @@ def _hmc(log_density: LogDensity, h: Array, num_integration_steps: int) -> _Chai
 
 
 def _guarded(step: Callable[[Key, Any], tuple[Any, Array]]) -> Callable:
-    """Lets a step through only if all of the new state is finite."""
+    """Lets a step through only if all of the new state is finite, and where there is mass."""
 
     def guarded_step(key: Key, state: Any) -> tuple[Any, Array]:
         proposal, accepted = step(key, state)
         finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(proposal)])
-        taken = accepted & jnp.all(finite)
+        taken = accepted & jnp.all(finite) & has_mass(proposal.logdensity)
         return jax.tree.map(lambda new, old: jnp.where(taken, new, old), proposal, state), taken
 
     return guarded_step

@@ -1,4 +1,9 @@
-"""Particles that explore an end known by its energy alone: a replay buffer kept fresh."""
+"""Particles that explore an end known by its energy alone: a replay buffer kept fresh.
+
+A particle where there is no mass, or where the energy is undefined, has the least priority: it
+is drawn only while there is no other, which is the noise that a buffer starts with. At the next
+refresh it restarts from noise.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,10 +13,15 @@ import jax.numpy as jnp
 
 from d2ejax.exploration import replay_buffer
 from d2ejax.exploration.replay_buffer import ReplayBuffer
+from d2ejax.non_finite import has_mass
 from d2ejax.typing import Array, Key, LogDensity
 
 Refresh = Callable[[Key, Array, LogDensity], tuple[Array, Array]]
 """Maps `(key, positions (n, dim), log_density)` to new positions and an acceptance rate."""
+
+
+_LEAST = -1e30
+"""The log-priority of particles without mass; never an empty slot's -∞."""
 
 
 class Particles(NamedTuple):
@@ -44,7 +54,7 @@ def init(key: Key, particles: Particles, log_density: LogDensity) -> ReplayBuffe
 def add(
     particles: Particles, buffer: ReplayBuffer, positions: Array, log_densities: Array
 ) -> ReplayBuffer:
-    """Adds points, but for those without a finite log-density.
+    """Adds points, but for those without mass or with an undefined log-density.
 
     Such a point would come back as a goal and spoil that gradient step as well.
 
@@ -58,24 +68,22 @@ def add(
     Returns:
         The buffer.
     """
-    finite = jnp.isfinite(log_densities)
     priorities = _priorities(particles, log_densities)
-    return replay_buffer.add(buffer, positions, jnp.where(finite, priorities, -jnp.inf))
+    kept = jnp.where(has_mass(log_densities), priorities, -jnp.inf)
+    return replay_buffer.add(buffer, positions, kept)
 
 
 def _scored(particles: Particles, positions: Array, log_density: LogDensity) -> Array:
-    """Log-priorities of positions; the energy is evaluated only where they hang on it."""
-    if not particles.priority_power:
-        return jnp.zeros(positions.shape[0])
+    """Log-priorities of positions."""
     return _priorities(particles, jax.vmap(log_density)(positions))
 
 
 def _priorities(particles: Particles, log_densities: Array) -> Array:
-    """Log-priorities: all alike where they do not matter, never an empty slot's -∞."""
-    if not particles.priority_power:
-        return jnp.zeros_like(log_densities)
-    values = particles.priority_power * log_densities
-    return jnp.where(jnp.isfinite(values), values, -1e30)
+    """Log-priorities of points by their log-densities."""
+    values = jnp.zeros_like(log_densities)
+    if particles.priority_power:
+        values = particles.priority_power * log_densities
+    return jnp.where(has_mass(log_densities), values, _LEAST)
 
 
 def refresh(
@@ -117,6 +125,7 @@ def _refresh_all(
     restart_key, choice_key, chain_key = jax.random.split(key, 3)
     noise = particles.restart(restart_key, buffer.size)
     restarted = jax.random.bernoulli(choice_key, particles.restart_fraction, (buffer.size,))
+    restarted |= buffer.log_weights <= _LEAST
     positions = jnp.where(restarted[:, None], noise, buffer.positions)
     positions, acceptance = chain(chain_key, positions, log_density)
     slots = jnp.arange(buffer.size, dtype=jnp.int32)

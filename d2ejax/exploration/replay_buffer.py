@@ -65,8 +65,8 @@ def add(
 ) -> ReplayBuffer:
     """Writes rows over the oldest slots, wrapping around at the end.
 
-    A row that is not finite (in its position or its log-weight) still uses up its slot, but
-    leaves it empty: what a diverged path brings in is never sampled.
+    A row that is not finite (in its position or its log-weight) is left out and uses up no
+    slot: what a diverged path brings in is never sampled, and displaces nothing.
 
     Args:
         buffer: the buffer.
@@ -74,7 +74,7 @@ def add(
         log_weights: `(n,)` log-priorities, unnormalised; None gives each row 0.
 
     Returns:
-        The buffer with the n rows in it.
+        The buffer with those of the n rows in it that are finite.
 
     Raises:
         ValueError: if the shapes do not fit the buffer.
@@ -89,15 +89,16 @@ def add(
     if log_weights is None:
         log_weights = jnp.zeros((num_rows,), jnp.float32)
     finite = _is_finite_row(positions, log_weights)
-    slots = (buffer.next_slot + jnp.arange(num_rows, dtype=jnp.int32)) % buffer.size
+    order = jnp.cumsum(finite, dtype=jnp.int32)
+    # Those left out go to places of their own beyond the end, where they are dropped.
+    beyond = buffer.size + jnp.arange(num_rows, dtype=jnp.int32)
+    slots = jnp.where(finite, (buffer.next_slot + order - 1) % buffer.size, beyond)
     return ReplayBuffer(
-        positions=buffer.positions.at[slots].set(
-            jnp.where(finite[:, None], positions, 0.0), unique_indices=True
-        ),
+        positions=buffer.positions.at[slots].set(positions, mode="drop", unique_indices=True),
         log_weights=buffer.log_weights.at[slots].set(
-            jnp.where(finite, log_weights, -jnp.inf), unique_indices=True
+            log_weights, mode="drop", unique_indices=True
         ),
-        next_slot=(buffer.next_slot + num_rows) % buffer.size,
+        next_slot=(buffer.next_slot + order[-1]) % buffer.size,
     )
 
 

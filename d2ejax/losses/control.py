@@ -2,10 +2,13 @@
 
 import jax.numpy as jnp
 
+from d2ejax.non_finite import masked, mean_where
 from d2ejax.typing import Array
 
 
-def control_loss(step_costs: Array, terminal_costs: Array) -> Array:
+def control_loss(
+    step_costs: Array, terminal_costs: Array, *, where: Array | None = None
+) -> Array:
     """Mean cost of controlled paths, E[Σ_k c_k(x_k) + g(x_K)].
 
     With c_k the KL divergence of a step of the process from that of its reference (½‖u‖²Δ/g²
@@ -21,6 +24,8 @@ def control_loss(step_costs: Array, terminal_costs: Array) -> Array:
     Args:
         step_costs: Shape `(..., num_steps)`, in nats.
         terminal_costs: Shape `(...)`, in nats.
+        where: Which paths count, shape `(...)`; None for all. The others may be NaN or
+            infinite.
 
     Returns:
         A scalar, in nats.
@@ -33,4 +38,5 @@ def control_loss(step_costs: Array, terminal_costs: Array) -> Array:
             f"step_costs has shape {step_costs.shape} and terminal_costs "
             f"{terminal_costs.shape}: must be (..., num_steps) and (...)"
         )
-    return jnp.mean(jnp.sum(step_costs, axis=-1) + terminal_costs)
+    costs = jnp.sum(masked(step_costs, where), axis=-1) + masked(terminal_costs, where)
+    return mean_where(costs, where)

@@ -3,11 +3,17 @@
 import jax
 import jax.numpy as jnp
 
+from d2ejax.non_finite import masked, mean_where
 from d2ejax.typing import Array
 
 
 def policy_gradient_loss(
-    step_log_densities: Array, step_penalties: Array, rewards: Array, *, to_go: bool = True
+    step_log_densities: Array,
+    step_penalties: Array,
+    rewards: Array,
+    *,
+    to_go: bool = True,
+    where: Array | None = None,
 ) -> Array:
     """REINFORCE with a KL penalty; only its gradient means anything.
 
@@ -23,6 +29,8 @@ def policy_gradient_loss(
         step_penalties: KL_k at the states of these paths, same shape.
         rewards: r(x_K), `(num_paths,)`.
         to_go: Whether the penalties of later steps count as costs of a step.
+        where: Which paths count, `(num_paths,)`; None for all. The others may be NaN or
+            infinite. The loss is NaN where fewer than two do: there is no baseline.
 
     Returns:
         A scalar, in nats.
@@ -41,12 +49,16 @@ def policy_gradient_loss(
             f"{step_penalties.shape} and rewards {rewards.shape}: must be (num_paths, "
             "num_steps) twice and (num_paths,), of two paths or more"
         )
+    step_log_densities, step_penalties, rewards = (
+        masked(values, where) for values in (step_log_densities, step_penalties, rewards)
+    )
     costs = jnp.broadcast_to(-rewards[:, None], step_penalties.shape)
     if to_go:
         total = jnp.sum(step_penalties, axis=1, keepdims=True)
         costs = costs + total - jnp.cumsum(step_penalties, axis=1)
     costs = jax.lax.stop_gradient(costs)
-    num_paths = len(rewards)
+    num_paths = len(rewards) if where is None else jnp.sum(where, dtype=costs.dtype)
+    means = jnp.mean(costs, axis=0, keepdims=True) * (len(rewards) / num_paths)
     # Less the mean over the others: a baseline that has seen the path itself would be biased.
-    advantages = (costs - jnp.mean(costs, axis=0, keepdims=True)) * num_paths / (num_paths - 1)
-    return jnp.mean(jnp.sum(step_log_densities * advantages + step_penalties, axis=1))
+    advantages = (costs - means) * num_paths / (num_paths - 1)
+    return mean_where(jnp.sum(step_log_densities * advantages + step_penalties, axis=1), where)

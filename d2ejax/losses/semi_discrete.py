@@ -14,6 +14,7 @@ and the reference takes the place of the opposite process in the log path ratio,
 import jax
 import jax.numpy as jnp
 
+from d2ejax.non_finite import masked, mean_where
 from d2ejax.typing import Array
 
 
@@ -70,12 +71,16 @@ def effective_anchors(log_weights: Array) -> Array:
     return jnp.exp(2.0 * total - jax.nn.logsumexp(2.0 * log_weights))
 
 
-def potential_loss(potentials: Array, log_ratios: Array) -> Array:
+def potential_loss(
+    potentials: Array, log_ratios: Array, *, where: Array | None = None
+) -> Array:
     """Regression of the potential on the log path ratios: E (c(x_0) + mean_n ℓ_n)².
 
     Args:
         potentials: c(x_0), shape `(num_starts,)`.
         log_ratios: ℓ, shape `(num_starts, num_paths)`; carries no gradient.
+        where: Which of them count, same shape; None for all. The others may be NaN or infinite.
+            A start without any is left out.
 
     Returns:
         A scalar, in nats².
@@ -88,5 +93,10 @@ def potential_loss(potentials: Array, log_ratios: Array) -> Array:
             f"log_ratios has shape {log_ratios.shape} and potentials {potentials.shape}: must "
             "be (num_starts, num_paths) and (num_starts,)"
         )
-    target = -jnp.mean(jax.lax.stop_gradient(log_ratios), axis=1)
-    return jnp.mean(jnp.square(potentials - target))
+    log_ratios = masked(jax.lax.stop_gradient(log_ratios), where)
+    target = -jnp.mean(log_ratios, axis=1)
+    if where is None:
+        return jnp.mean(jnp.square(potentials - target))
+    counts = jnp.sum(where, axis=1, dtype=target.dtype)
+    target *= log_ratios.shape[1] / jnp.maximum(counts, 1.0)
+    return mean_where(jnp.square(potentials - target), counts > 0)

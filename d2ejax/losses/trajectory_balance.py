@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from d2ejax.non_finite import masked, mean_where
 from d2ejax.typing import Array
 
 
@@ -37,7 +38,7 @@ def log_path_ratio(
     return log_trained(paths) - jax.lax.stop_gradient(target)
 
 
-def log_variance_loss(log_ratios: Array) -> Array:
+def log_variance_loss(log_ratios: Array, *, where: Array | None = None) -> Array:
     """Source-conditional log-variance (VarGrad) of the log path ratio.
 
     L = E_{x_0}[ 1/(N-1) Σ_n (ℓ_n - mean ℓ)² ], over N paths that share their start. The
@@ -47,22 +48,38 @@ def log_variance_loss(log_ratios: Array) -> Array:
 
     Args:
         log_ratios: ℓ, shape `(num_starts, num_paths)`, in nats.
+        where: Which of them count, same shape; None for all. The others may be NaN or infinite.
+            A start with fewer than two that count is left out; the loss is NaN without any.
 
     Returns:
         A scalar, in nats².
 
     Raises:
-        ValueError: If there are not two axes, or fewer than two paths per start.
+        ValueError: If there are not two axes, fewer than two paths per start, or the shapes do
+            not match.
     """
     if log_ratios.ndim != 2 or log_ratios.shape[1] < 2:
         raise ValueError(
             f"log_ratios has shape {log_ratios.shape}: must be (num_starts, num_paths) "
             "with num_paths ≥ 2"
         )
-    return jnp.mean(jnp.var(log_ratios, axis=1, ddof=1))
+    if where is None:
+        return jnp.mean(jnp.var(log_ratios, axis=1, ddof=1))
+    log_ratios = masked(log_ratios, where)
+    num_paths = log_ratios.shape[1]
+    counts = jnp.sum(where, axis=1, dtype=log_ratios.dtype)
+    enough = counts > 1
+    means = jnp.mean(log_ratios, axis=1) * (num_paths / jnp.maximum(counts, 1.0))
+    # At the mean of the others those left out add nothing; factors of one change no digit.
+    filled = jnp.where(where, log_ratios, means[:, None])
+    variances = jnp.var(filled, axis=1, ddof=1)
+    variances *= (num_paths - 1) / jnp.where(enough, counts - 1, 1.0)
+    return mean_where(jnp.where(enough, variances, 0.0), enough)
 
 
-def trajectory_balance_loss(log_ratios: Array, log_h: Array) -> Array:
+def trajectory_balance_loss(
+    log_ratios: Array, log_h: Array, *, where: Array | None = None
+) -> Array:
     """Trajectory balance with a learned normaliser per start, or one for all.
 
     L = E[(ℓ(τ) + log h(x_0))²] (Malkin et al. 2022, arXiv:2201.13259, for the scalar case).
@@ -70,6 +87,8 @@ def trajectory_balance_loss(log_ratios: Array, log_h: Array) -> Array:
     Args:
         log_ratios: ℓ, shape `(num_starts, num_paths)`, in nats.
         log_h: Learned log h, shape `(num_starts,)` or a scalar.
+        where: Which of them count, `(num_starts, num_paths)`; None for all. The others may be
+            NaN or infinite.
 
     Returns:
         A scalar, in nats².
@@ -82,11 +101,12 @@ def trajectory_balance_loss(log_ratios: Array, log_h: Array) -> Array:
             f"log_ratios has shape {log_ratios.shape} and log_h {log_h.shape}: must be "
             "(num_starts, num_paths) and (num_starts,) or ()"
         )
-    return jnp.mean(jnp.square(log_ratios + jnp.reshape(log_h, (-1, 1))))
+    log_ratios = masked(log_ratios, where)
+    return mean_where(jnp.square(log_ratios + jnp.reshape(log_h, (-1, 1))), where)
 
 
 def subtrajectory_balance_loss(
-    log_ratios: Array, log_flows: Array, *, decay: float = 1.0
+    log_ratios: Array, log_flows: Array, *, decay: float = 1.0, where: Array | None = None
 ) -> Array:
     """Balance of every piece of a path, the longer ones discounted: SubTB(λ).
 
@@ -101,6 +121,8 @@ def subtrajectory_balance_loss(
         log_flows: log F_k(x_k), shape `(..., num_steps + 1)`; the last is the target's
             log-density, the first log Z + log p_0.
         decay: λ > 0 per step.
+        where: Which paths count, shape `(...)`; None for all. The others may be NaN or
+            infinite.
 
     Returns:
         A scalar, in nats².
@@ -116,10 +138,11 @@ def subtrajectory_balance_loss(
         )
     if not decay > 0:
         raise ValueError(f"decay = {decay}: must be > 0")
+    log_ratios, log_flows = masked(log_ratios, where), masked(log_flows, where)
     num_points = log_flows.shape[-1]
     level = log_flows.at[..., 1:].add(-jnp.cumsum(log_ratios, axis=-1))
     places = jnp.arange(num_points, dtype=level.dtype)
     length = places[None, :] - places[:, None]
     weights = jnp.where(length > 0, jnp.power(jnp.asarray(decay, level.dtype), length), 0.0)
     squares = jnp.square(level[..., :, None] - level[..., None, :])
-    return jnp.mean(jnp.einsum("ij,...ij->...", weights, squares)) / jnp.sum(weights)
+    return mean_where(jnp.einsum("ij,...ij->...", weights, squares), where) / jnp.sum(weights)

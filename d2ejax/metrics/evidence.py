@@ -15,6 +15,10 @@ KL(R || P) between the path laws started in p_0 and p_1.
 Every estimate needs paths with starts of their own. Several paths from one x_0 are neither
 independent (the standard errors would be too small) nor, averaged for each x_0 by itself,
 weights of Z_1: so only one axis, `(n,)`, is accepted.
+
+A path whose end has no mass, or where the energy is undefined (see `d2ejax.non_finite`), has
+the weight zero, log w = -∞, and counts as one of the n. Estimates of paths that all have it are
+-∞ with the standard error NaN, their effective sample size NaN.
 """
 
 import numpy as np
@@ -39,7 +43,7 @@ def log_weights(
         log_end: log p̃_1(x_K), shape `(n,)`.
 
     Returns:
-        Shape `(n,)`, float64.
+        Shape `(n,)`, float64; -∞ where `log_end` is not finite.
 
     Raises:
         ValueError: If the arguments are not vectors of one length.
@@ -48,6 +52,7 @@ def log_weights(
     forward = vector("log_forward", log_forward, size=len(start))
     backward = vector("log_backward", log_backward, size=len(start))
     end = vector("log_end", log_end, size=len(start))
+    end = np.where(np.isfinite(end), end, -np.inf)
     return backward + end - start - forward
 
 
@@ -58,7 +63,8 @@ def log_z_lower(log_weights: ArrayLike) -> Estimate:
         log_weights: Of forward paths, x_0 from p_0; shape `(n,)`.
 
     Returns:
-        The bound in nats with its standard error; short of log Z_1 by KL(P || R).
+        The bound in nats with its standard error; short of log Z_1 by KL(P || R), and -∞ with
+        any path of weight zero, as that is.
 
     Raises:
         ValueError: If the shape is not `(n,)` with n ≥ 2.

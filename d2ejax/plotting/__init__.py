@@ -11,6 +11,8 @@ from d2ejax.plotting.ranking import Ranking as Ranking
 from d2ejax.plotting.ranking import ranking as ranking
 from d2ejax.plotting.snapshots import snapshots as snapshots
 from d2ejax.plotting.style import save as save
+from d2ejax.plotting.sweeps import Outcome as Outcome
+from d2ejax.plotting.sweeps import sweep as sweep
 from d2ejax.plotting.transport import coupling as coupling
 from d2ejax.plotting.transport import marginals as marginals
 from d2ejax.plotting.transport import sample_paths as sample_paths

@@ -67,7 +67,7 @@ def training_curves(
                 _metric_panel(axes, name, *metrics[name], optimal.get(name))
             axes.set_xlim(0, 1.02 * max(end, 1))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.xaxis.set_major_formatter(FuncFormatter(_steps))
+            axes.xaxis.set_major_formatter(FuncFormatter(steps_label))
             axes.set_xlabel("gradient steps")
             axes.grid(axis="y", color=style.FAINT, linewidth=0.6, alpha=0.7)
             style.clean_axes(axes)
@@ -112,7 +112,7 @@ def _loss_panel(axes: Axes, phase: str, steps: Floats, values: Floats) -> None:
         axes.plot(steps[part], smooth, color=color, linewidth=2.2, marker=marker, ms=4)
     finite = values[~np.isnan(values)]
     low, high = np.quantile(finite, [0.01, 0.99])
-    if not _log_scale(axes, finite):
+    if not log_scale(axes, finite):
         margin = 0.08 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
     title = f"Loss, {phase}" + (" half-step" if phase in HALF_STEPS else "")
@@ -129,7 +129,7 @@ def _metric_panel(
     if ideal is None or not np.isfinite(ideal):
         ideal = None
     shown = values if ideal is None else np.append(values, ideal)
-    if not _log_scale(axes, shown):
+    if not log_scale(axes, shown):
         # A gap and a distance are read from zero; the path KL from its optimum.
         low = shown.min() if name == "path_kl" else min(shown.min(), 0.0)
         margin = 0.15 * (shown.max() - low) or 0.5
@@ -150,7 +150,7 @@ def _metric_panel(
         )
 
 
-def _log_scale(axes: Axes, values: Floats) -> bool:
+def log_scale(axes: Axes, values: Floats) -> bool:
     """Makes the vertical axis logarithmic if positive values span more than a decade."""
     if values.min() <= 0 or values.max() < 10 * values.min():
         return False
@@ -164,5 +164,6 @@ def _log_scale(axes: Axes, values: Floats) -> bool:
     return True
 
 
-def _steps(value: float, _: int) -> str:
+def steps_label(value: float, _: int) -> str:
+    """Writes a number of gradient steps on an axis."""
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

@@ -107,7 +107,11 @@ def get_config() -> ConfigDict:
             steps_per_dispatch=100,  # gradient steps per device call; no effect on results
             checkpoint_every=1000,  # gradient steps between two checkpoints
             keep=2,  # newest checkpoints to keep
-            keep_best=False,  # beside them the one whose bridge gap, or else loss, is lowest
+            # beside them the best, for --checkpoint=best: that of the lowest bridge gap, known
+            # at the ends of phases, then saved as well; where none is, of the lowest mean loss
+            # since the checkpoint before, among those of the latest phase, for losses of two
+            # phases are different quantities
+            keep_best=False,
             tensorboard=False,  # event files for TensorBoard as well, in the folder events
             max_consecutive_skipped=100,  # non-finite steps in a row after which the run stops
         ),

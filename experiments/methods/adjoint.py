@@ -6,26 +6,27 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from d2ejax import networks, parallel
+from d2ejax import networks
 from d2ejax.algorithms import adjoint
 from d2ejax.algorithms.adjoint_objective import AdjointSampler
 from d2ejax.typing import Array, Key, Params
-from experiments import wiring
+from experiments import shards, wiring
 from experiments.relations_of_methods import resolve_corrector
 from experiments.wiring import Method, Room, Side
 
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError where batch and buffers do not suit the devices."""
-    wiring.share("batch_size", config.batch_size)
-    share = wiring.share("adjoint.rollout_size", config.adjoint.rollout_size)
+    shards.share(config, "batch_size", config.batch_size)
+    share = shards.share(config, "adjoint.rollout_size", config.adjoint.rollout_size)
     sizes = {"adjoint.replay_size": config.adjoint.replay_size}
     if _explores(config):
         sizes["exploration.buffer_size"] = config.exploration.buffer_size
     for name, size in sizes.items():
         if size < share:
             raise ValueError(
-                f"{name} = {size}: must be ≥ {share}, the paths that each device adds at once"
+                f"{name} = {size}: must be ≥ {share}, the paths that each device adds at once: "
+                f"its share of adjoint.rollout_size = {config.adjoint.rollout_size}"
             )
 
 
@@ -70,7 +71,7 @@ def build(config: ConfigDict, room: Room) -> Method:
             init_params=init_params,
             optimisers=optimisers,
             ema_decay=config.optimiser.ema_decay,
-            axis_name=parallel.AXIS,
+            axis_name=shards.axis(config),
         ),
         total_steps=stages.total,
         phase_of=_phases(stages),
@@ -98,9 +99,9 @@ def _given(
         target=room.ends[1],
         learn_variance=config.learn_variance,
         particles=explorer,
-        batch_size=wiring.share("batch_size", config.batch_size),
+        batch_size=shards.share(config, "batch_size", config.batch_size),
         num_anchors=settings.num_anchors,
-        rollout_size=wiring.share("adjoint.rollout_size", settings.rollout_size),
+        rollout_size=shards.share(config, "adjoint.rollout_size", settings.rollout_size),
         rollout_every=settings.rollout_every,
         replay_size=settings.replay_size,
         max_gradient=settings.max_gradient,

@@ -2,15 +2,14 @@
 
 from ml_collections import ConfigDict
 
-from d2ejax import parallel
 from d2ejax.algorithms import diffusion_model
-from experiments import wiring
+from experiments import shards, wiring
 from experiments.wiring import Method, Room
 
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError if the batch does not divide over the devices."""
-    wiring.share("batch_size", config.batch_size)
+    shards.share(config, "batch_size", config.batch_size)
 
 
 def build(config: ConfigDict, room: Room) -> Method:
@@ -29,7 +28,7 @@ def build(config: ConfigDict, room: Room) -> Method:
         law=room.law,
         grid=room.grid,
         data=room.ends[1],
-        batch_size=wiring.share("batch_size", config.batch_size),
+        batch_size=shards.share(config, "batch_size", config.batch_size),
     )
     return Method(
         algorithm=diffusion_model.diffusion_model(
@@ -37,7 +36,7 @@ def build(config: ConfigDict, room: Room) -> Method:
             init_params=side.init,
             optimiser=wiring.build_optimiser(config, num_steps),
             ema_decay=config.optimiser.ema_decay,
-            axis_name=parallel.AXIS,
+            axis_name=shards.axis(config),
         ),
         total_steps=num_steps,
         phase_of=wiring.even_phases(num_steps, "denoising"),

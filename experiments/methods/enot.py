@@ -3,16 +3,15 @@
 import jax
 from ml_collections import ConfigDict
 
-from d2ejax import parallel
 from d2ejax.algorithms import enot
 from d2ejax.typing import Key, Params
-from experiments import wiring
+from experiments import shards, wiring
 from experiments.wiring import Method, Room
 
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError if the batch does not divide over the devices."""
-    wiring.share("batch_size", config.batch_size)
+    shards.share(config, "batch_size", config.batch_size)
 
 
 def build(config: ConfigDict, room: Room) -> Method:
@@ -37,7 +36,7 @@ def build(config: ConfigDict, room: Room) -> Method:
         num_steps=settings.num_steps,
         backward_steps=settings.backward_steps,
         inner_steps=settings.inner_steps,
-        batch_size=wiring.share("batch_size", config.batch_size),
+        batch_size=shards.share(config, "batch_size", config.batch_size),
     )
 
     def init_params(key: Key) -> tuple[Params, Params, Params]:
@@ -59,7 +58,7 @@ def build(config: ConfigDict, room: Room) -> Method:
             init_params=init_params,
             optimisers=tuple(wiring.build_optimiser(config, n) for n in steps),
             ema_decay=config.optimiser.ema_decay,
-            axis_name=parallel.AXIS,
+            axis_name=shards.axis(config),
         ),
         total_steps=given.total,
         phase_of=phase_of,

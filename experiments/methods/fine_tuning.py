@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from d2ejax import kernels, parallel, rollouts
+from d2ejax import kernels, rollouts
 from d2ejax.algorithms import diffusion_model, fine_tuning
 from d2ejax.algorithms.fine_tuning import FineTuning
 from d2ejax.endpoints import base as endpoints
 from d2ejax.endpoints.base import Endpoint
 from d2ejax.metrics.base import HostArray, mean_estimate
 from d2ejax.typing import Array, Key, LogDensity, Params
-from experiments import ends, wiring
+from experiments import ends, shards, wiring
 from experiments.wiring import Base, Method, Room
 
 _AT_ONCE = 2000
@@ -26,7 +26,7 @@ def check(config: ConfigDict) -> None:
     """Raises ValueError if the batch does not divide over the devices."""
     given = config.fine_tuning
     groups_of = given.num_paths if given.loss == "log_variance" else 1
-    wiring.share("batch_size", config.batch_size, groups_of=groups_of)
+    shards.share(config, "batch_size", config.batch_size, groups_of=groups_of)
 
 
 def reward(config: ConfigDict) -> LogDensity:
@@ -60,7 +60,7 @@ def build(config: ConfigDict, room: Room) -> Method:
         base_params=base.forward_params,
         start=endpoints.sampler(room.ends[0]),
         reward=endpoints.log_density(goal),
-        batch_size=wiring.share("batch_size", config.batch_size),
+        batch_size=shards.share(config, "batch_size", config.batch_size),
         num_paths=settings.num_paths,
         tracked_steps=settings.tracked_steps or None,
     )
@@ -78,7 +78,7 @@ def build(config: ConfigDict, room: Room) -> Method:
             init_params=init_params,
             optimiser=wiring.build_optimiser(config, settings.num_steps),
             ema_decay=config.optimiser.ema_decay,
-            axis_name=parallel.AXIS,
+            axis_name=shards.axis(config),
         ),
         total_steps=settings.num_steps,
         phase_of=wiring.even_phases(settings.num_steps, "fine-tuning"),

@@ -6,13 +6,12 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from d2ejax import parallel
 from d2ejax.algorithms import half_steps, ipf
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.algorithms.light import with_fixed_base
 from d2ejax.kernels import Process
 from d2ejax.typing import Array, Key, Params
-from experiments import wiring
+from experiments import shards, wiring
 from experiments.methods import light
 from experiments.relations import resolve_losses
 from experiments.wiring import Method, Room, Side
@@ -90,7 +89,7 @@ def _algorithm(
         ema_decay=config.optimiser.ema_decay,
         use_ema_opposite=settings.use_ema_opposite,
         warm_start=settings.warm_start,
-        axis_name=parallel.AXIS,
+        axis_name=shards.axis(config),
     )
     return algorithm, plan
 
@@ -128,7 +127,7 @@ def _half_step(
         goal=source if trained.backward else target,
         potential=potential,
         particles=(explored[0], explored[1]),
-        batch_size=batch_size // parallel.num_devices(),
+        batch_size=batch_size // shards.number(config),
         num_paths=settings.paths_per_start,
         num_anchors=settings.num_anchors,
         min_anchors=settings.min_anchors,
@@ -146,18 +145,19 @@ def _half_step(
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError where batch and buffer do not suit the devices."""
-    devices, settings = parallel.num_devices(), config.ipf
+    num_shards, settings = shards.number(config), config.ipf
     has_energy = "energy" in (config.source.access, config.target.access)
     paths = settings.paths_per_start if has_energy else 1
-    wiring.share("batch_size", config.batch_size, groups_of=paths)
-    wiring.share("ipf.likelihood_batch_size", settings.likelihood_batch_size)
+    shards.share(config, "batch_size", config.batch_size, groups_of=paths)
+    shards.share(config, "ipf.likelihood_batch_size", settings.likelihood_batch_size)
     if settings.start_from == "lightsb":
-        wiring.share("light.batch_size", config.light.batch_size)
-    groups, size = config.batch_size // (devices * paths), config.exploration.buffer_size
+        shards.share(config, "light.batch_size", config.light.batch_size)
+    groups, size = config.batch_size // (num_shards * paths), config.exploration.buffer_size
     if has_energy and size < groups:
         raise ValueError(
             f"exploration.buffer_size = {size}: must be ≥ {groups}, the groups of paths that "
-            "each device adds in one gradient step"
+            f"each device adds in one gradient step: of batch_size = {config.batch_size}, by "
+            f"ipf.paths_per_start = {settings.paths_per_start}"
         )
 
 

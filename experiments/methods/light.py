@@ -7,19 +7,19 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from d2ejax import kernels, parallel, references
+from d2ejax import kernels, references
 from d2ejax.algorithms import light
 from d2ejax.algorithms.base import Algorithm
 from d2ejax.light import LightPotential
 from d2ejax.typing import Key, Params
-from experiments import wiring
+from experiments import shards, wiring
 from experiments.wiring import Method, Room, Side
 
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError if a batch does not divide over the devices."""
-    wiring.share("light.batch_size", config.light.batch_size)
-    wiring.share("batch_size", config.batch_size)
+    shards.share(config, "light.batch_size", config.light.batch_size)
+    shards.share(config, "batch_size", config.batch_size)
 
 
 def build(config: ConfigDict, room: Room) -> Method:
@@ -39,8 +39,8 @@ def build(config: ConfigDict, room: Room) -> Method:
     phases = light.LightPhases(
         potential_steps=config.light.steps,
         backward_steps=config.light.backward_steps,
-        ends_batch=wiring.share("light.batch_size", config.light.batch_size),
-        paths_batch=wiring.share("batch_size", config.batch_size),
+        ends_batch=shards.share(config, "light.batch_size", config.light.batch_size),
+        paths_batch=shards.share(config, "batch_size", config.batch_size),
     )
 
     def phase_of(step: int) -> tuple[str, int]:
@@ -83,7 +83,7 @@ def _algorithm(
         num_components=settings.num_components,
         init_share=settings.init_share,
         ema_decay=config.optimiser.ema_decay,
-        axis_name=parallel.AXIS,
+        axis_name=shards.axis(config),
     )
 
 
@@ -113,11 +113,11 @@ def on_light(config: ConfigDict, room: Room, side: Side) -> Side:
             (target, source) if backward else (source, target),
             optimiser=_build_optimiser(config),
             num_steps=given.steps,
-            batch_size=wiring.share("light.batch_size", given.batch_size),
+            batch_size=shards.share(config, "light.batch_size", given.batch_size),
             num_components=given.num_components,
             init_share=given.init_share,
             ema_decay=config.optimiser.ema_decay,
-            axis_name=parallel.AXIS,
+            axis_name=shards.axis(config),
         )
         return {kernels.BASE: fitted, "network": side.init(network_key)}
 

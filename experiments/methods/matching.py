@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from d2ejax import couplings, flows, graph_networks, parallel, references
+from d2ejax import couplings, flows, graph_networks, references
 from d2ejax.algorithms import matching, penalties
 from d2ejax.algorithms.base import State
 from d2ejax.kernels import Process
 from d2ejax.networks import NetworkPair
 from d2ejax.typing import Array, Key, Params
-from experiments import fields, wiring
+from experiments import fields, shards, wiring
 from experiments.wiring import Method, Room
 
 _STILL = 1e-4
@@ -45,7 +45,7 @@ class _Wired(NamedTuple):
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError if the batch does not divide over the devices."""
-    wiring.share("batch_size", config.batch_size)
+    shards.share(config, "batch_size", config.batch_size)
 
 
 def build(config: ConfigDict, room: Room) -> Method:
@@ -87,11 +87,11 @@ def build(config: ConfigDict, room: Room) -> Method:
             (room.ends[0], *room.between, room.ends[1]),
             _couplings(config, room),
             objective,
-            batch_size=wiring.share("batch_size", config.batch_size),
+            batch_size=shards.share(config, "batch_size", config.batch_size),
             init_params=init_params,
             optimiser=wiring.build_optimiser(config, settings.num_steps),
             ema_decay=config.optimiser.ema_decay,
-            axis_name=parallel.AXIS,
+            axis_name=shards.axis(config),
         ),
         total_steps=settings.num_steps,
         phase_of=wiring.even_phases(settings.num_steps, "matching"),

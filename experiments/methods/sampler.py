@@ -5,20 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from d2ejax import kernels, networks, parallel, references
+from d2ejax import kernels, networks, references
 from d2ejax.algorithms import samplers
 from d2ejax.typing import Key, Params
-from experiments import ends, wiring
+from experiments import ends, shards, wiring
 from experiments.wiring import Method, Room
 
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError if the batch does not divide over the devices."""
-    share = wiring.share("batch_size", config.batch_size, groups_of=2)
+    share = shards.share(config, "batch_size", config.batch_size, groups_of=2)
     if config.exploration.buffer_size < share:
         raise ValueError(
             f"exploration.buffer_size = {config.exploration.buffer_size}: must be ≥ {share}, "
-            "the paths that each device adds in one gradient step"
+            "the paths that each device adds in one gradient step: its share of batch_size = "
+            f"{config.batch_size}"
         )
 
 
@@ -53,7 +54,7 @@ def build(config: ConfigDict, room: Room) -> Method:
             init_params=init_params,
             optimiser=wiring.build_optimiser(config, settings.num_steps),
             ema_decay=config.optimiser.ema_decay,
-            axis_name=parallel.AXIS,
+            axis_name=shards.axis(config),
         ),
         total_steps=settings.num_steps,
         phase_of=wiring.even_phases(settings.num_steps, "sampling"),
@@ -83,7 +84,7 @@ def _sampler(config: ConfigDict, room: Room, process: kernels.Process) -> sample
         ),
         times=room.grid.times,
         particles=wiring.build_particles(config, room.ends[1]),
-        batch_size=wiring.share("batch_size", config.batch_size),
+        batch_size=shards.share(config, "batch_size", config.batch_size),
         off_policy_ratio=off_policy_ratio,
         inverse_temperature=inverse_temperature,
         add_ends=exploring.add_ends,

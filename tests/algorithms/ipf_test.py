@@ -243,18 +243,9 @@ def test_the_proof_would_notice_a_sampler_that_is_called(end):
         jax.eval_shape(algorithm.step, state)
 
 
-def broken_energies():
-    end = gaussian_case.make(1).ends[1]
-    return {
-        "everywhere": lambda x: jnp.nan * jnp.sum(x),
-        "in_part": lambda x: jnp.where(x[0] > -0.8, jnp.nan, end.log_density(x)),
-    }
-
-
-@pytest.mark.parametrize("broken", ["everywhere", "in_part"])
-def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(broken):
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted():
     case = gaussian_case.make(1)
-    target = case.ends[1]._replace(log_density=broken_energies()[broken])
+    target = case.ends[1]._replace(log_density=lambda x: jnp.nan * jnp.sum(x))
     case = restricted(case._replace(ends=(case.ends[0], target)), ("samples", "energy"))
     plan = ipf.Schedule(((FORWARD, 1),), 3)
     start, after, metrics = history(make(case, ("likelihood", "log_variance"), plan=plan), 3)()

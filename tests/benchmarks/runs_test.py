@@ -49,6 +49,8 @@ def test_a_run_is_the_runners_command_and_gives_its_summary(runner, tmp_path):
         (2, ValueError, "the end"),
         (1, runs.RunFailed, "exit status 1"),
         (-9, runs.RunKilled, "signal 9"),
+        (143, runs.RunKilled, "the end"),
+        (3, runs.RunKilled, "the end"),
         (130, KeyboardInterrupt, None),
     ],
 )

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import jax
 import pytest
 
+from benchmarks import kills
 from tests.conftest import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "experiments/configs/smoke.py"
 # Without influence on the parameters, see experiments.workdir: many records and checkpoints, so
 # that there are moments to kill the run at.
-LOOP = ("--config.loop.steps_per_dispatch=2", "--config.loop.checkpoint_every=4")
+LOOP = kills.FLAGS[1:]
 
 
 class Command(NamedTuple):
@@ -51,6 +52,7 @@ class Finished(NamedTuple):
     status: int
     out: str
     err: str
+    life: kills.Life
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,4 +73,18 @@ def command(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished(command, tmp_path_factory):
     directory = tmp_path_factory.mktemp("smoke") / "run"
-    return Finished(directory, *command(directory, *LOOP))
+    life = kills.live(directory, kills.FLAGS, command.environment)
+    return Finished(directory, life.status, life.out, life.err, life)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A directory on a disk of its own with room for a few small checkpoints."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)

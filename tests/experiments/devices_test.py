@@ -1,4 +1,4 @@
-"""Methods that came after IPF, over two devices: one set of parameters, each its own draws."""
+"""Devices share the steps: one set of parameters, each its own draws, on any number of them."""
 
 import jax
 import numpy as np
@@ -46,3 +46,35 @@ def test_devices_share_the_steps(name, key):
         assert any(np.any(a != b) for a, b in pairs) or not jax.tree.leaves(new.params)
     # Else the devices would train on the same draws.
     assert len(np.unique(jax.random.key_data(state.key), axis=0)) == 2
+
+
+CURVES = {
+    "data to energy": ("energy", {"ipf.forward_steps": 160, "ipf.backward_steps": 40}),
+    "data to data": ("samples", {"ipf.forward_steps": 120, "ipf.backward_steps": 80}),
+    # Coupled over the batch of all devices.
+    "minibatch coupling": (
+        "samples",
+        {"method": "sf2m", "learn_variance": False, "matching.num_steps": 200},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_one_device_follows_the_curve_of_eight(name, key, monkeypatch):
+    """200 steps with as many shards: refreshed buffers, reused paths and couplings included."""
+    access, settings = CURVES[name]
+    settings = {"parallel.shards": 8, "optimiser.name": "adamw"} | settings
+    curves = []
+    for count in (8, 1):
+        monkeypatch.setattr(parallel, "num_devices", lambda count=count: count)
+        experiment = build.build(small.gaussians(settings, access=("samples", access)))
+        trainer = parallel.data_parallel(
+            experiment.algorithm, devices=jax.local_devices()[:count], num_shards=8
+        )
+        state, losses = trainer.init(key), []
+        for _ in range(experiment.total_steps // 4):
+            state, metrics = trainer.run(state, 4)
+            losses.append(float(metrics["loss"]))
+        curves.append(np.asarray(losses))
+    assert len(curves[0]) == 50 and np.ptp(curves[0]) > 1e-2
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4, atol=1e-5)

@@ -1,10 +1,8 @@
 """The real command on the smoke configuration: what it leaves behind, and what it refuses."""
 
 import json
-import random
+import re
 import shutil
-import signal
-import time
 
 import jax
 import numpy as np
@@ -12,9 +10,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+import d2ejax
+from benchmarks import kills
 from d2ejax import parallel
 from d2ejax.endpoints import registry
-from experiments import build, checkpoints, report, run, workdir
+from experiments import build, checkpoints, loop, report, run, workdir
 from tests.experiments import small
 from tests.experiments.conftest import CONFIG, LOOP, ROOT
 
@@ -57,7 +57,7 @@ def summary_of(directory):
 
 def records(directory):
     lines = (directory / workdir.METRICS).read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "steps_per_second"} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in loop.MEASURED} for x in lines]
 
 
 def assert_pictures(directory):
@@ -93,6 +93,8 @@ def test_the_workdir_holds_what_the_contract_says(finished):
         "summary.json",
         "plots",
         "checkpoints",
+        "bridge",
+        "report.md",
     }
     config = json.loads((directory / "config.json").read_text())
     loop = {"loop.steps_per_dispatch": 2, "loop.checkpoint_every": 4}
@@ -254,53 +256,44 @@ def test_paths_start_in_the_source(written):
         assert np.all(np.abs(a.mean(axis=0) - b.mean(axis=0)) < 4 * error)
 
 
+def test_the_saved_bridge_has_the_same_paths(written, finished):
+    key = jax.random.fold_in(jax.random.key(small.load("smoke").seed), 2)
+    found = d2ejax.load(finished.directory).sample(key, NUM_SAMPLES)
+    # Compiled with other flags, and scored step by step.
+    for name in ("paths", "log_forward", "log_backward", "log_weights"):
+        np.testing.assert_allclose(
+            getattr(found, name), written[name], rtol=1e-4, atol=5e-3, err_msg=name
+        )
+
+
+def test_the_page_has_what_a_stranger_needs(finished):
+    page = (finished.directory / "report.md").read_text()
+    assert page.startswith("# From two moons to ring\n")
+    assert f"{TOTAL_STEPS} gradient steps with seed 0; the run is finished." in page
+    shown = re.findall(r"!\[\w+\]\((.*)\)", page)
+    names = {str(p.relative_to(finished.directory)) for p in finished.directory.glob("plots/*")}
+    assert set(shown) == names
+    assert "| `grid.num_steps` | `5` | `20` |" in page
+    assert f"--workdir={finished.directory} --mode=sample" in page
+    assert f"d2ejax.load('{finished.directory}')" in page
+
+
 # ---- SIGKILL
 
 
-def kill_after(command, directory, num_records, delay):
-    """Starts the command and kills it some time after its record of that number."""
-    process = command.start(directory, *LOOP)
-    metrics = directory / workdir.METRICS
-
-    def count():
-        return metrics.read_text().count("\n") if metrics.exists() else 0
-
-    # What a run before this one left is trimmed when training starts.
-    while process.poll() is None and count() < num_records:
-        time.sleep(0.001)
-    time.sleep(delay)
-    process.kill()
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
-    return count()
-
-
-def test_sigkill_at_random_moments_changes_nothing_that_is_trained(command, finished, tmp_path):
-    directory, moments = tmp_path / "run", random.Random(4)
-    early = kill_after(command, directory, moments.randint(1, 9), moments.uniform(0, 0.05))
-    late = kill_after(command, directory, moments.randint(early + 3, 26), moments.random() / 20)
-    assert 0 < early < late <= TOTAL_STEPS // 2
-    assert not (directory / workdir.SUMMARY).exists()
-    # What is drawn is not compared below.
-    status, out, err = command(directory, *LOOP, "--config.evaluate.plots=False")
-    assert (status, err) == (0, "")
-    assert "resumed at step" in out
-
-    expected, got = (
-        checkpoints.read(d / workdir.CHECKPOINTS) for d in (finished.directory, directory)
-    )
-    assert got.step == expected.step == TOTAL_STEPS
-    # Shape, dtype and checksum of every leaf: parameters, averages, optimisers, particles,
-    # counters and the key.
-    assert got.leaves == expected.leaves
-    assert got.arrays.keys() == expected.arrays.keys()
-    for name, array in expected.arrays.items():
-        assert got.arrays[name].tobytes() == array.tobytes(), name
-    assert records(directory) == records(finished.directory)
-    one, two = summary_of(finished.directory), summary_of(directory)
-    assert {k: v for k, v in one.items() if k not in TIMES} == {
-        k: v for k, v in two.items() if k not in TIMES
-    }
+def test_ten_kills_at_any_moment_change_nothing(command, finished, tmp_path):
+    lasting = kills.lengths(finished.life, TOTAL_STEPS // kills.INTERVAL)
+    # That life compiled what the others find compiled: they are as far in a third of the time.
+    third = {phase: seconds / 3 for phase, seconds in lasting.items()}
+    given = list(kills.moments(0, 10, third))
+    directory = tmp_path / "run"
+    # What is drawn after the last of them is not compared.
+    last = ["--config.evaluate.plots=False"]
+    deaths = list(kills.end(directory, kills.FLAGS, command.environment, given, last))
+    # A life may have ended before its moment.
+    assert len(deaths) >= 8
+    assert len({death.hit for death in deaths}) >= 4
+    assert kills.differences(finished.directory, directory) == []
 
 
 # ---- Refusals, with nothing in place of the real modules
@@ -325,7 +318,7 @@ def compilations():
     [
         (
             ["--config.ipf.paths_per_start=1"],
-            "ipf.paths_per_start = 1: must be an integer ≥ 2 with the losses log_variance",
+            "ipf.paths_per_start = 1: must be an integer ≥ 2 with the loss 'semi_discrete'",
         ),
         (
             ["--config.target.name=checkerboard"],

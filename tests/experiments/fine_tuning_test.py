@@ -15,8 +15,10 @@ from experiments import (
     arguments,
     bases,
     build,
+    checkpoints,
     fields,
     judge,
+    loop,
     report,
     sampling,
     tilts,
@@ -76,11 +78,40 @@ def test_a_diffusion_model_is_trained_and_its_opposite_is_known(base):
     assert float(experiment.law.scale(0.0, 1.0)) < 0.01
 
 
-def test_it_starts_as_the_base_and_changes_it(base):
-    _, experiment, base_state, _ = base
-    found = build.build(tuned(base, {"fine_tuning.loss": "control", "learn_variance": False}))
+def bits(state):
+    leaves = jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))
+    return [np.asarray(leaf).tobytes() for leaf in leaves]
+
+
+@pytest.fixture(scope="module")
+def control(base):
+    """A fine-tuning of three steps: what is compiled, and its first state and its last."""
+    config = tuned(base, {"fine_tuning.loss": "control", "learn_variance": False})
+    found = build.build(config)
     trainer = parallel.data_parallel(found.algorithm, devices=jax.local_devices()[:1])
-    before = trainer.init(jax.random.key(1))
+    # A run takes its state's memory.
+    before, given = (trainer.init(jax.random.key(1)) for _ in range(2))
+    return config, found, trainer, before, trainer.run(given, found.total_steps)
+
+
+def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(control, tmp_path):
+    config, found, trainer, before, (after, _) = control
+    middle, _ = trainer.run(trainer.init(jax.random.key(1)), 1)
+    assert len({tuple(bits(state)) for state in (before, middle, after)}) == 3
+    with checkpoints.manager(tmp_path, keep=1) as opened:
+        checkpoints.save(opened, 1, middle, {"times": {}})
+    # As another process does: all but the checkpoint anew, and the base read once more.
+    again = build.build(config)
+    resumed = parallel.data_parallel(again.algorithm, devices=jax.local_devices()[:1])
+    start = loop.start(resumed, jax.random.key(1), checkpoints.read(tmp_path))
+    assert start.step == 1
+    last, _ = resumed.run(start.state, found.total_steps - start.step)
+    assert bits(last) == bits(after)
+
+
+def test_it_starts_as_the_base_and_changes_it(base, control):
+    _, experiment, base_state, _ = base
+    _, found, _, before, (after, metrics) = control
     state = parallel.unreplicate(before)
     given = jax.random.normal(jax.random.key(2), (5, found.grid.num_steps, 1))
     own = laws(found.forward, found.forward_params(state), given)
@@ -90,7 +121,6 @@ def test_it_starts_as_the_base_and_changes_it(base):
     # And not as the reference: the base is a trained one.
     reference = laws(experiment.reference, None, given)
     assert np.abs(own.mean - reference.mean).max() > 1e-3
-    after, metrics = trainer.run(before, found.total_steps)
     params = found.forward_params(parallel.unreplicate(after))
     assert np.isfinite(metrics["loss"]) and int(parallel.unreplicate(after).skipped) == 0
     jax.tree.map(
@@ -284,11 +314,24 @@ def test_the_base_has_to_be_a_finished_run_of_the_same_paths(base, tmp_path):
             LOG_VARIANCE | {"fine_tuning.noise": 0.5},
             "fine_tuning.noise = 0.5: must be 1 with a base",
         ),
+        (
+            "eot",
+            {},
+            "fine_tuning.loss = 'relative_trajectory_balance': must be another one, as 'log_va",
+        ),
+        (
+            "eot",
+            LOG_VARIANCE | {"evaluate.smc": True},
+            "evaluate.smc = True: must be false with a base of the method 'eot'",
+        ),
     ):
         other = tmp_path / method
         workdir.create(other, samples(VP | {"method": method, "learn_variance": False}))
         workdir.write_json(other / workdir.SUMMARY, {"finished": True})
         assert message in refusal(tuned((other,), changes))
+    # A bridge is tilted by the other losses.
+    with pytest.raises(InputError, match="has no checkpoint"):
+        bases.read(tuned((tmp_path / "eot",), LOG_VARIANCE))
 
 
 def test_a_run_goes_on_with_no_other_base(base, tmp_path):

@@ -206,7 +206,8 @@ def test_a_run_trains_writes_its_summary_and_draws(monkeypatch, tmp_path):
     workdir.append_metrics(tmp_path, {"step": 3, "phase": "matching 1", "loss": 0.5})
     state = parallel.unreplicate(after)
     found = report.evaluate(config, judge.Judge(experiment), state, tmp_path)
-    summary.write(tmp_path, found, step=3, times=loop.Times(), devices="", finished=True)
+    whole = summary.compose(found, step=3, times=loop.Times(), devices="", finished=True)
+    workdir.write_json(tmp_path / workdir.SUMMARY, whole)
     written = json.loads((tmp_path / workdir.SUMMARY).read_text())
     assert written["bridge_gap"] is None and np.isfinite(written["path_kl"])
     assert [row["left_out"] for row in written["snapshots"]] == [True, False]

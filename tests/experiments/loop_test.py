@@ -2,10 +2,7 @@
 
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -13,31 +10,35 @@ import numpy as np
 import pytest
 
 from experiments import checkpoints, loop, workdir
-from experiments.errors import NonFiniteError
+from experiments.errors import NonFiniteError, Stopped, StorageError
 from experiments.progress import Progress
-from tests.conftest import QUICK_TO_COMPILE
-from tests.experiments import toy, toy_run
+from tests.experiments import toy
 
 
 class Killed(Exception):
     pass
 
 
-class KillAt(Progress):
-    """Dies after the dispatch that reaches a step."""
+def die():
+    raise Killed
 
-    def __init__(self, step):
+
+class At(Progress):
+    """Does something once, after the dispatch that reaches a step, and says nothing."""
+
+    def __init__(self, step, do):
         super().__init__(0)
-        self.at = step
+        self.at, self.do = step, do
 
     def update(self, step, phase, metrics, steps_per_second):
-        if step >= self.at:
-            raise Killed
+        if self.do and step >= self.at:
+            do, self.do = self.do, None
+            do()
 
 
-def train(directory, trainer=None, plan=None, progress=None, keep=2):
+def train(directory, trainer=None, plan=None, progress=None, keep=2, probe=None, **options):
     saved_in = directory / workdir.CHECKPOINTS
-    saved = None if workdir.latest_step(saved_in) is None else checkpoints.read(saved_in)
+    saved = checkpoints.read(saved_in, fall_back=True) if workdir.steps(saved_in) else None
     plan = plan or toy.plan()
     return loop.train(
         trainer or toy.trainer(),
@@ -47,9 +48,14 @@ def train(directory, trainer=None, plan=None, progress=None, keep=2):
         directory=directory,
         keep=keep,
         progress=progress or Progress(plan.total_steps),
-        probe=lambda state: {},
+        probe=probe or (lambda state: {}),
         process_start=time.perf_counter(),
+        **options,
     )
+
+
+def kept(directory):
+    return sorted(workdir.steps(directory / workdir.CHECKPOINTS))
 
 
 def bits(state):
@@ -59,7 +65,7 @@ def bits(state):
 
 def records(directory):
     lines = (directory / workdir.METRICS).read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "steps_per_second"} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in loop.MEASURED} for x in lines]
 
 
 def test_dispatches_end_at_phases_checkpoints_and_the_total():
@@ -99,7 +105,7 @@ def test_killed_run_ends_as_the_uninterrupted_one(tmp_path, kill_at):
     two.mkdir()
     expected = train(one)
     with pytest.raises(Killed):
-        train(two, progress=KillAt(kill_at))
+        train(two, progress=At(kill_at, die))
     got = train(two)
     assert bits(got.state) == bits(expected.state)
     assert records(two) == records(one)
@@ -118,7 +124,7 @@ def test_finished_training_takes_no_more_steps(tmp_path):
 
 def test_times_add_up_over_processes(tmp_path):
     with pytest.raises(Killed):
-        train(tmp_path, progress=KillAt(45))
+        train(tmp_path, progress=At(45, die))
     first = checkpoints.read(tmp_path / workdir.CHECKPOINTS).metadata["times"]
     last = train(tmp_path).times
     saved = checkpoints.read(tmp_path / workdir.CHECKPOINTS).metadata["times"]
@@ -141,7 +147,7 @@ def test_too_many_bad_steps_stop_the_run_and_save_the_last_good_state(tmp_path):
     # What is saved is what 30 good steps give.
     saved = checkpoints.read(tmp_path / workdir.CHECKPOINTS)
     good, _ = toy.trainer().run(toy.trainer().init(jax.random.key(0)), 30)
-    np.testing.assert_array_equal(saved.arrays["params.w"], good.params["w"])
+    np.testing.assert_array_equal(saved.arrays["params.w"], good.params["w"][0])
     assert records(tmp_path)[-1]["loss"] is None
     with pytest.raises(NonFiniteError, match="at step 47"):
         train(tmp_path, trainer, plan)
@@ -171,45 +177,144 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert names == {"50", "60"}
 
 
-def _run_toy(directory, kill_after=None):
-    """Runs the stand-in in a process of its own, killed some seconds after its first record."""
-    environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
-    command = [sys.executable, "-m", "tests.experiments.toy_run", str(directory)]
-    metrics = directory / workdir.METRICS
-    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    if kill_after is not None:
-        # Start-up is long and has nothing to break.
-        while process.poll() is None and (
-            not metrics.exists() or metrics.stat().st_mtime_ns == before
-        ):
-            time.sleep(0.002)
-        time.sleep(kill_after)
-        process.kill()
-    _, errors = process.communicate()
-    return process.returncode, errors.decode()
+# ---- The best one
 
 
-@pytest.mark.slow
-def test_sigkill_at_random_moments_leaves_the_same_parameters(tmp_path):
-    moments = random.Random(1)
-    for _ in range(3):
-        status, errors = _run_toy(tmp_path, kill_after=moments.uniform(0.0, 0.4))
-        assert status == -signal.SIGKILL, errors
-    status, errors = _run_toy(tmp_path)
-    assert status == 0, errors
+def test_the_best_is_kept_beside_the_newest_by_the_gap_at_the_ends_of_phases(tmp_path):
+    gaps = iter([0.3, 0.1, 0.2])
+    plan = toy.plan(60, checkpoint_every=10)
+    train(tmp_path, plan=plan, keep_best=True, probe=lambda state: {"bridge_gap": next(gaps)})
+    # Phases end at 25, 50 and 60.
+    assert kept(tmp_path) == [50, 60]
+    assert checkpoints.read(tmp_path / workdir.CHECKPOINTS, which="best").step == 50
+    other = tmp_path / "other"
+    other.mkdir()
+    gaps = iter([0.1, 0.3, float("nan")])
+    train(other, plan=plan, keep_best=True, probe=lambda state: {"bridge_gap": next(gaps)})
+    assert kept(other) == [25, 50, 60]
+    assert checkpoints.read(other / workdir.CHECKPOINTS, which="best").step == 25
 
-    last = checkpoints.read(tmp_path / workdir.CHECKPOINTS)
-    assert last.step == toy_run.PLAN.total_steps
-    trainer = toy.trainer(1)
-    expected, _ = trainer.run(trainer.init(jax.random.key(3)), last.step)
-    got = checkpoints.place(last, expected)
-    assert bits(got) == bits(expected)
-    steps = [r["step"] for r in records(tmp_path)]
-    uninterrupted, step = [], 0
-    while step < last.step:
-        step = loop.next_stop(toy_run.PLAN, step)
-        uninterrupted.append(step)
-    assert steps == uninterrupted
+
+def test_without_a_gap_the_best_has_the_lowest_loss_of_the_latest_phase(tmp_path):
+    train(tmp_path, toy.trainer(bad_from=53, bad_until=60), toy.plan(), keep_best=True, keep=1)
+    losses = {r["step"]: r["loss"] for r in records(tmp_path)}
+    assert losses[60] is None and losses[50] < losses[32] < losses[20]
+    # Of the last phase none has a score; the one before was saved at 40 and 50.
+    assert kept(tmp_path) == [50, 60]
+    assert checkpoints.read(tmp_path / workdir.CHECKPOINTS, which="best").step == 50
+
+
+def test_keeping_the_best_changes_nothing_that_is_trained(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    expected = train(one)
+    with pytest.raises(Killed):
+        train(two, progress=At(33, die), keep_best=True)
+    assert bits(train(two, keep_best=True).state) == bits(expected.state)
+    assert records(two) == records(one)
+
+
+# ---- Damage
+
+
+def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    expected = train(one)
+    train(two)
+    newest = two / workdir.CHECKPOINTS / "60"
+    (newest / "state" / "_METADATA").write_text("{")
+    capsys.readouterr()
+    got = train(two)
+    out, err = capsys.readouterr()
+    assert err == (f"{newest.parent}: step 60: damaged or truncated: going on from step 40\n")
+    assert "resumed at step 40/60" in out
+    assert bits(got.state) == bits(expected.state)
+    assert records(two) == records(one)
+    assert checkpoints.read(newest.parent).step == 60
+    # What was damaged has been set aside, once and for all.
+    assert (newest.parent / "60.damaged").is_dir()
+    train(two)
+    assert capsys.readouterr().err == ""
+
+
+# ---- Signals
+
+
+def asks(number):
+    def ask():
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)  # Another thread notes it.
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGINT, 14), (signal.SIGTERM, 20), (signal.SIGTERM, 60)]
+)
+def test_a_signal_saves_the_dispatch_under_way_and_stops(tmp_path, capfd, number, step):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    expected = train(one)
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"{number.name} at step {step}/60") as caught:
+        train(two, progress=At(step, asks(number)))
+    assert signal.getsignal(number) == before
+    assert caught.value.signum == number
+    assert kept(two)[-1] == step
+    assert [r["step"] for r in records(two)][-1] == step
+    assert bits(train(two).state) == bits(expected.state)
+    assert records(two) == records(one)
+
+
+def test_processes_agree_to_stop(tmp_path):
+    asked, step = [], iter(range(100))
+
+    def agree(wish):
+        asked.append(wish)
+        return next(step) == 3
+
+    with pytest.raises(Stopped, match="SIGTERM at step 25/60"):
+        train(tmp_path, agree=agree)
+    assert asked == [False] * 4
+    assert kept(tmp_path)[-1] == 25
+
+
+def test_a_wish_that_others_do_not_share_waits_for_the_end(tmp_path, capfd):
+    with pytest.raises(Stopped, match="SIGINT at step 60/60"):
+        train(tmp_path, agree=lambda wish: False, progress=At(20, asks(signal.SIGINT)))
+    assert kept(tmp_path) == [40, 60]
+
+
+# ---- A full disk
+
+
+def fill(directory, step):
+    """Takes all that is free, to the last byte, once that checkpoint is there."""
+    while step not in kept(directory):
+        time.sleep(0.001)
+    with (directory / "filler").open("wb", buffering=0) as file, pytest.raises(OSError):
+        while file.write(bytes(512)):
+            pass
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_checkpoint_before_is_intact(
+    small_disk, tmp_path, capfd
+):
+    expected = train(tmp_path)
+    capfd.readouterr()
+    with pytest.raises(StorageError) as caught:
+        train(small_disk, progress=At(21, lambda: fill(small_disk, 20)))
+    assert "No space left on device: once it can, the same command" in str(caught.value)
+    assert str(small_disk) in str(caught.value)
+    assert capfd.readouterr().err == ""
+    assert checkpoints.read(small_disk / workdir.CHECKPOINTS).step == 20
+    # A disk as full as before: the same once more, and no worse.
+    with pytest.raises(StorageError):
+        train(small_disk)
+    (small_disk / "filler").unlink()
+    assert bits(train(small_disk).state) == bits(expected.state)
+    assert records(small_disk) == records(tmp_path)

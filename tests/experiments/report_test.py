@@ -80,9 +80,10 @@ def evaluate(config, directory, records=RECORDS):
     judged, state = untrained(config)
     state = state._replace(step=jnp.int32(records[-1]["step"]))
     fields = report.evaluate(config, judged, state, directory)
-    summary.write(
-        directory, fields, step=0, times=loop.Times(), devices="8 x cpu", finished=False
+    whole = summary.compose(
+        fields, step=0, times=loop.Times(), devices="8 x cpu", finished=False
     )
+    workdir.write_json(directory / workdir.SUMMARY, whole)
     plots = {path.name for path in (directory / workdir.PLOTS).glob("*")}
     return json.loads((directory / workdir.SUMMARY).read_text()), plots
 

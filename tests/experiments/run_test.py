@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from typing import NamedTuple
 
@@ -70,6 +72,8 @@ def build(monkeypatch):
     report = types.SimpleNamespace(evaluate=evaluate, write_samples=write_samples)
     monkeypatch.setattr(experiments, "build", module, raising=False)
     monkeypatch.setattr(experiments, "report", report, raising=False)
+    export = types.SimpleNamespace(write=lambda experiment, state, directory: None)
+    monkeypatch.setattr(experiments, "export", export, raising=False)
     return module
 
 
@@ -121,6 +125,7 @@ def test_a_run_from_start_to_summary(tmp_path, call):
             workdir.SUMMARY,
             workdir.CHECKPOINTS,
             workdir.PLOTS,
+            workdir.REPORT,
         ]
     )
     summary = json.loads((directory / workdir.SUMMARY).read_text())
@@ -134,6 +139,23 @@ def test_a_run_from_start_to_summary(tmp_path, call):
     )
     assert ["bridge_gap", "0.1230", "0.0000"] in [line.split() for line in out.splitlines()]
     assert f"plots: {directory / workdir.PLOTS}" in out
+
+
+def test_a_run_that_has_begun_goes_on_without_its_configuration_file(tmp_path, call, capsys):
+    call()
+    (tmp_path / "run" / workdir.SUMMARY).unlink()
+    assert run.main(["run", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "resumed at step 60/60" in capsys.readouterr().out
+    assert workdir.is_finished(tmp_path / "run")
+    assert run.main(["run", f"--workdir={tmp_path / 'new'}"]) == 2
+    assert "--config: missing" in capsys.readouterr().err
+
+
+def test_tensorboard_without_its_package_is_refused_first(tmp_path, call, build, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    before = build.calls
+    assert_refused(call("--config.loop.tensorboard=True"), 'pip install ".[tensorboard]"')
+    assert build.calls == before and not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_says_so_and_does_nothing(tmp_path, call, build):
@@ -217,6 +239,9 @@ def test_loop_settings_may_change_on_resume(tmp_path, call, build):
         (["--mode=sample", "--output=/nowhere/a.npz"], "a directory that can be written"),
         (["--num_samples=3"], "only with --mode=sample"),
         (["--along=flow"], "only with --mode=sample"),
+        (["--checkpoint=best"], "only with --mode=evaluate or --mode=sample"),
+        (["--mode=sample", "--checkpoint=oldest"], "<newest|best>"),
+        (["--mode=sample", "--checkpoint=best"], "holds no checkpoint"),
         (["--mode=sample", "--along=back"], "forward|backward|flow"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["stray"], "stray: unexpected argument"),
@@ -267,19 +292,115 @@ def test_a_workdir_of_another_configuration_is_left_alone(tmp_path, call):
     assert snapshot(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate", "sample"])
+def truncate(checkpoint):
+    for path in (checkpoint / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+
+
+def test_training_goes_on_from_before_a_truncated_checkpoint(tmp_path, call):
+    call()
+    expected = json.loads((tmp_path / "run" / workdir.SUMMARY).read_text())["w2_squared"]
+    (tmp_path / "run" / workdir.SUMMARY).unlink()
+    truncate(tmp_path / "run" / workdir.CHECKPOINTS / "60")
+    status, out, err = call()
+    assert status == 0
+    assert err.count("\n") == 1
+    assert "step 60: damaged or truncated: going on from step 40" in err
+    assert "resumed at step 40/60" in out
+    got = json.loads((tmp_path / "run" / workdir.SUMMARY).read_text())
+    assert got["w2_squared"] == expected
+
+
+def test_where_no_checkpoint_is_sound_nothing_is_touched(tmp_path, call, build):
+    call()
+    (tmp_path / "run" / workdir.SUMMARY).unlink()
+    for step in ("40", "60"):
+        truncate(tmp_path / "run" / workdir.CHECKPOINTS / step)
+    before, calls = snapshot(tmp_path / "run"), build.calls
+    assert_refused(call(), "(steps 60, 40): delete that directory to begin anew")
+    assert snapshot(tmp_path / "run") == before
+    assert build.calls == calls
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "sample"])
 def test_a_truncated_checkpoint_is_refused_and_left_alone(tmp_path, call, build, mode):
     call()
     (tmp_path / "run" / workdir.SUMMARY).unlink()
-    newest = tmp_path / "run" / workdir.CHECKPOINTS / "60" / "state"
-    for path in newest.rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:20])
+    truncate(tmp_path / "run" / workdir.CHECKPOINTS / "60")
     before, calls = snapshot(tmp_path / "run"), build.calls
     result = call(f"--mode={mode}")
     assert_refused(result, "delete that directory to go on from step 40")
     assert snapshot(tmp_path / "run") == before
     assert build.calls == calls
+
+
+def test_the_best_checkpoint_can_be_evaluated_and_sampled(tmp_path, call, build):
+    build.bad = {"bad_from": 30}
+    options = ("--config.loop.keep_best=True", "--config.loop.max_consecutive_skipped=100")
+    assert call(*options)[0] == 0
+    # Nothing finite was seen after step 30; the phase of it ends at 50.
+    assert call(*options, "--mode=evaluate", "--checkpoint=best")[0] == 0
+    summary = json.loads((tmp_path / "run" / workdir.SUMMARY).read_text())
+    assert summary["gradient_steps"] == 25
+    assert summary["finished"]
+    _, out, _ = call(*options, "--mode=sample", "--checkpoint=best", "--num_samples=3")
+    assert out.startswith("3 paths after 25 gradient steps")
+    _, out, _ = call(*options, "--mode=sample", "--checkpoint=newest", "--num_samples=3")
+    assert out.startswith("3 paths after 60 gradient steps")
+
+
+def test_a_best_checkpoint_that_was_not_kept_is_refused(call, build):
+    call()
+    calls = build.calls
+    assert_refused(call("--mode=evaluate", "--checkpoint=best"), "loop.keep_best=True")
+    assert build.calls == calls
+
+
+def test_a_signal_has_a_status_and_the_same_command_goes_on(tmp_path, call, monkeypatch):
+    append, asked = workdir.append_metrics, []
+
+    def ask(directory, record):
+        append(directory, record)
+        if record["step"] == 25 and not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+            time.sleep(0.2)  # Another thread notes it.
+
+    monkeypatch.setattr(workdir, "append_metrics", ask)
+    got, out, err = call()
+    assert (got, err) == (
+        143,
+        "stopped by SIGTERM at step 25/60, which is saved: the same command goes on from it\n",
+    )
+    assert "evaluating" not in out
+    got, out, _ = call()
+    assert got == 0
+    assert "resumed at step 25/60" in out
+
+
+FULL = "No space left on device: once it can, the same command goes on from the last checkpoint"
+
+
+@pytest.mark.parametrize("name", [workdir.CONFIG, workdir.SUMMARY])
+def test_a_full_disk_is_one_line_with_a_status(tmp_path, call, name):
+    (tmp_path / "run").mkdir()
+    # What is written first, to be renamed.
+    (tmp_path / "run" / f".{name}.tmp").symlink_to("/dev/full")
+    status, _, err = call()
+    assert (status, err) == (3, f"error: {tmp_path / 'run'}: cannot be written: {FULL}\n")
+    assert call()[0] == 0
+
+
+def test_a_disk_that_fills_up_while_plots_are_drawn(tmp_path, call, monkeypatch):
+    def full(config, judged, state, directory):
+        with open("/dev/full", "w") as file:
+            file.write("a plot")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiments.report, "evaluate", full)
+        status, _, err = call()
+    assert (status, err) == (3, f"error: {tmp_path / 'run'}: cannot be written: {FULL}\n")
+    assert call()[0] == 0
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path, call):

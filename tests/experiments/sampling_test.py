@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from d2ejax.endpoints.particle_systems import from_positions, to_positions
 from experiments import build, judge, sampling
+from experiments.errors import InputError
 from experiments.judge import Paths
 from tests.experiments import small
 from tests.experiments.judge_test import initial_state
@@ -43,14 +44,34 @@ def test_log_z_of_a_mixture_by_the_paths_of_an_untrained_sampler(key):
     assert whole < found["ess_smc"] <= 1.0
 
 
+WIDE = {"covariance": ((1.0, 0.0), (0.0, 2.0))}
+
+
 def test_there_is_none_from_a_source_without_one_variance(key):
-    wide = {
-        "source.name": "gaussian",
-        "source.options": ConfigDict({"covariance": ((1.0, 0.0), (0.0, 2.0))}),
-    }
+    wide = {"source.name": "gaussian", "source.options": ConfigDict(WIDE)}
     for changes in ({}, wide):  # Two moons first.
         experiment = build.build(small.shrunk("two_moons", changes))
         assert sampling.smc_metrics(judge.Judge(experiment), None, key) == {}
+
+
+SILENT = {"target.name": "two_moons", "target.options": ConfigDict({"noise": 0.0})}
+
+
+@pytest.mark.parametrize(
+    ("access", "changes", "allowed"),
+    [
+        ("energy", {"source.name": "two_moons", "source.options": ConfigDict()}, "false but"),
+        ("energy", {"source.options": ConfigDict(WIDE)}, "false but from"),
+        ("samples", {"method": "cfm", "learn_variance": False}, "false with method = 'cfm'"),
+        ("samples", SILENT, "false with target.name = 'two_moons': no energy"),
+    ],
+)
+def test_where_there_is_none_it_is_refused(access, changes, allowed):
+    accesses = ("samples", access)
+    asked = changes | {"evaluate.smc": True}
+    with pytest.raises(InputError) as caught:
+        small.gaussians(asked, dim=2, access=accesses)
+    assert str(caught.value).startswith(f"evaluate.smc = True: must be {allowed}")
 
 
 def test_particles_are_judged_up_to_their_symmetries(key):

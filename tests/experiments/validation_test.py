@@ -91,6 +91,26 @@ def test_bad_value(field, value, allowed):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("batch_size", 2**31, "at most 2147483647"),
+        ("ipf.iterations", 10**400, "at most 2147483647"),
+        ("reference.sigma", 1e-30, "from 1e-18 to 1e+18 in size"),
+        ("reference.sigma", 3e18, "from 1e-18 to 1e+18 in size"),
+        ("grid.num_steps", 10_000, "fewer with grid.spacing = 'end_refined', grid.power = 2 "),
+    ],
+)
+def test_numbers_that_the_device_cannot_bear(field, value, allowed):
+    text = message(**{field.replace(".", "__"): value})
+    assert text.startswith(f"{field} = {value!r}: must be {allowed}")
+
+
+def test_what_the_device_bears():
+    validation.validate(changed(optimiser__weight_decay=0, reference__sigma=1e-17))
+    validation.validate(changed(seed=2**32 - 1, batch_size=2**31 - 8))
+
+
+@pytest.mark.parametrize(
     ("unknown", "right"),
     [
         ("ipf.iteratons", "ipf.iterations"),

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import validation, workdir
 from experiments.configs import base
-from experiments.errors import InputError
+from experiments.errors import InputError, StorageError
 
 
 def make_config(**changes):
@@ -153,3 +153,21 @@ def test_finished_is_what_the_summary_says(tmp_path, content, finished):
     if content is not None:
         (tmp_path / workdir.SUMMARY).write_text(content)
     assert workdir.is_finished(tmp_path) is finished
+
+
+def test_a_full_disk_is_named_and_leaves_no_trace(tmp_path):
+    workdir.write_json(tmp_path / "a.json", {"a": 1})
+    (tmp_path / ".a.json.tmp").symlink_to("/dev/full")
+    full = "cannot be written: No space left on device: "
+    with pytest.raises(StorageError, match=f"{tmp_path}: {full}"):
+        workdir.write_json(tmp_path / "a.json", {"a": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    (tmp_path / workdir.METRICS).symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=f"{tmp_path}: {full}"):
+        workdir.append_metrics(tmp_path, {"step": 10})
+
+
+def test_other_errors_of_writing_are_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(PermissionError), workdir.writing(tmp_path):
+        raise PermissionError(13, "Permission denied")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d2ejax.exploration import langevin, particles
+from d2ejax.exploration import langevin, particles, replay_buffer
 from d2ejax.exploration.particles import Particles
 from tests import gaussian_case
 
@@ -144,6 +144,46 @@ def test_noise_has_the_priority_of_its_density_and_the_least_where_that_is_not_f
 def test_a_point_without_a_finite_energy_does_not_come_in(key):
     which = explorer(size=4)
     buffer = particles.init(key, which, log_density)
-    points = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+    points = jnp.asarray([[0.0, 3.0], [1.0, 0.0], [-1.0, 0.0]])
     after = particles.add(which, buffer, points, jnp.log(points[:, 0]))
-    np.testing.assert_array_equal(np.isfinite(after.log_weights), [True, False, True, True])
+    np.testing.assert_array_equal(after.positions[0], points[1])
+    np.testing.assert_array_equal(after.positions[1:], buffer.positions[1:])
+    assert int(after.num_filled) == 4
+
+
+HALF_BAD = {
+    "no mass": lambda x: jnp.where(x[0] > 100.0, log_density(x), -jnp.inf),
+    "undefined": lambda x: jnp.where(x[0] > 100.0, log_density(x), jnp.nan),
+    "+inf": lambda x: jnp.where(x[0] > 100.0, log_density(x), jnp.inf),
+    "huge": lambda x: jnp.where(x[0] > 100.0, log_density(x), -1e30),
+}
+
+
+@pytest.mark.parametrize("bad", HALF_BAD)
+def test_noise_without_mass_is_drawn_only_while_there_is_nothing_else(bad, key):
+    buffer = particles.init(key, explorer(), HALF_BAD[bad])
+    good = np.asarray(buffer.positions[:, 0]) > 100.0
+    assert 10 < good.sum() < SIZE - 10 and int(buffer.num_filled) == SIZE
+    indices, _ = replay_buffer.sample(key, buffer, 2000)
+    assert set(np.asarray(indices).tolist()) == set(np.flatnonzero(good).tolist())
+    nothing = particles.init(key, explorer(), lambda x: HALF_BAD[bad](-x))
+    indices, drawn = replay_buffer.sample(key, nothing, 2000)
+    assert len(np.unique(indices)) == SIZE and drawn.min() > 90.0
+
+
+def test_a_particle_without_mass_restarts_from_noise_and_the_others_stay(key):
+    which = explorer(refresh=lambda key, x, log_density: (x, jnp.asarray(1.0)))
+    half = HALF_BAD["undefined"]
+    buffer = particles.init(key, which, half)
+    good = np.asarray(buffer.positions[:, :1]) > 100.0
+    refresh = gaussian_case.jit(
+        lambda key, buffer: particles.refresh(
+            key, which, buffer, half, jnp.zeros((), jnp.int32)
+        )[0]
+    )
+    after = refresh(jax.random.key(1), buffer)
+    np.testing.assert_array_equal((after.positions == buffer.positions).all(1), good[:, 0])
+    for seed in range(2, 12):
+        after = refresh(jax.random.key(seed), after)
+    # Half of the noise has mass: a thousandth is left after ten more refreshes.
+    assert (after.log_weights == 0.0).sum() > SIZE - 3

@@ -59,15 +59,19 @@ def test_add_is_first_in_first_out(size):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_rows_that_are_not_finite_use_up_a_slot_and_are_never_sampled(key, bad):
-    buffer = replay_buffer.add(replay_buffer.init(4, 2), jnp.full((4, 2), 9.0))
-    positions = jnp.asarray([[1.0, 1.0], [1.0, bad], [3.0, 3.0]])
-    buffer = replay_buffer.add(buffer, positions, jnp.asarray([0.0, 0.0, bad]))
-    assert int(buffer.num_filled) == 2 and int(buffer.next_slot) == 3
-    assert bool(jnp.all(jnp.isfinite(buffer.positions)))
-    indices, drawn = replay_buffer.sample(key, buffer, 1000)
-    assert set(np.asarray(indices).tolist()) == {0, 3}
-    assert set(np.asarray(drawn[:, 0]).tolist()) == {1.0, 9.0}
+def test_rows_that_are_not_finite_displace_nothing_and_are_never_sampled(key, bad):
+    held = jnp.asarray([[6.0, 6.0], [7.0, 7.0], [8.0, 8.0], [9.0, 9.0]])
+    buffer = replay_buffer.add(replay_buffer.init(4, 2), held)
+    positions = jnp.asarray([[1.0, bad], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]])
+    buffer = replay_buffer.add(buffer, positions, jnp.asarray([0.0, 0.0, bad, 0.0]))
+    assert int(buffer.num_filled) == 4 and int(buffer.next_slot) == 2
+    np.testing.assert_array_equal(buffer.positions[:, 0], [2.0, 4.0, 8.0, 9.0])
+    _, drawn = replay_buffer.sample(key, buffer, 1000)
+    assert set(np.asarray(drawn[:, 0]).tolist()) == {2.0, 4.0, 8.0, 9.0}
+    # An empty slot stays empty.
+    buffer = replay_buffer.add(replay_buffer.init(4, 2), positions[:2])
+    assert int(buffer.num_filled) == 1 and int(buffer.next_slot) == 1
+    assert set(np.asarray(replay_buffer.sample(key, buffer, 99)[0]).tolist()) == {0}
 
 
 def test_sample_follows_the_weights(key):

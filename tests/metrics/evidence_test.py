@@ -127,3 +127,22 @@ def test_parts_of_another_length_are_refused():
             log_backward=np.zeros(8),
             log_end=np.zeros(7),
         )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_path_that_ends_without_mass_or_undefined_counts_with_weight_zero(bad):
+    zeros = np.zeros(4)
+    weights = metrics.log_weights(
+        log_start=zeros, log_forward=zeros, log_backward=zeros, log_end=[0.0, bad, 1.0, bad]
+    )
+    np.testing.assert_array_equal(weights, [0.0, -np.inf, 1.0, -np.inf])
+    estimate = metrics.log_z_importance(weights)
+    np.testing.assert_allclose(estimate.value, np.log((1 + np.e) / 4))
+    assert np.isfinite(estimate.standard_error)
+    nothing = metrics.log_z_importance(np.full(4, -np.inf))
+    assert nothing.value == -np.inf and np.isnan(nothing.standard_error)
+    # What a process that diverged says is another matter.
+    diverged = metrics.log_weights(
+        log_start=zeros, log_forward=zeros + np.nan, log_backward=zeros, log_end=zeros
+    )
+    assert np.isnan(metrics.log_z_importance(diverged).value)
