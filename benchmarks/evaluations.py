@@ -86,7 +86,6 @@ def _refuse_more(config: ConfigDict) -> None:
     allowed = {
         "network.steps_at_once": not fed or config.network.steps_at_once == 0,
         "sampler.window": not fed or config.method != "sampler" or window == "last",
-        "exploration.priority_power": config.exploration.priority_power == 0,
     }
     for name, holds in allowed.items():
         if not holds:
@@ -106,5 +105,6 @@ def _refreshes(config: ConfigDict, steps: int, num_devices: int) -> int:
     if given.refresh_method == "none":
         return 0
     each = given.refresh_steps * (_LEAPFROGS if given.refresh_method == "hmc" else 1)
-    moved = given.buffer_size * num_devices * (1 + each)
+    # Where each begins, and, for who has no mass, where it ends.
+    moved = given.buffer_size * num_devices * (2 + each)
     return -(-steps // given.refresh_every) * moved

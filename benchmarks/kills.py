@@ -28,8 +28,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import numpy as np
-
 from benchmarks import runs
 from experiments import checkpoints, loop, workdir
 
@@ -273,9 +271,7 @@ def _hit(begun: Mapping[str, float], saving: bool) -> str:
 def _equal(one: checkpoints.Saved, other: checkpoints.Saved, name: str) -> bool:
     if name not in one.arrays and name not in other.arrays:  # Empty.
         return True
-    return np.array_equal(
-        one.arrays[name].view(np.uint8).ravel(), other.arrays[name].view(np.uint8).ravel()
-    )
+    return one.arrays[name].tobytes() == other.arrays[name].tobytes()
 
 
 def _without(names: Sequence[str], records: Sequence[Mapping[str, object]]) -> list[object]:

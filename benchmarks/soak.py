@@ -99,7 +99,7 @@ def train(args: argparse.Namespace, directory: Path) -> list[Sample]:
     def is_over(asked: bool) -> bool:
         return asked or time.perf_counter() - start > 60 * args.minutes
 
-    with suppress(Stopped):
+    with suppress(Stopped):  # By the clock.
         loop.train(
             trainer,
             plan,
@@ -137,6 +137,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
         samples = train(args, Path(folder) / "run")
+    if samples[-1].seconds < 0.95 * 60 * args.minutes:
+        raise SystemExit(
+            f"error: training ended after {samples[-1].seconds:.0f} s: must be "
+            f"--minutes={args.minutes:g}"
+        )
     found = judge(samples, 60 * args.warm_up * args.minutes)
     print(
         f"{found.start:.3f} GB after the warm-up, {found.end:.3f} GB at the end, "

@@ -14,10 +14,12 @@ mass* where it is -∞, which is information. Beyond ±`LARGEST` a number counts
 - A particle without mass or undefined is drawn only while there is no other, and restarts from
   noise at the next refresh. A point, or a pair, of that kind does not enter a buffer, and
   displaces nothing that is in it.
-- A step with nothing left in it, be it an empty replay, or whose loss or gradient is not finite
-  for another reason, is left out: parameters stay as they are, particles as they were. Metric:
-  the share `skipped` of the steps. After `loop.max_consecutive_skipped` in a row a run saves
-  its state and stops with an error that says so.
+- A device, or shard, with nothing left of its part of a step, be it an empty replay, or whose
+  loss or gradient is not finite for another reason, is left out of the mean over devices. Where
+  simulation is differentiated, as in path-wise control, one path that is not finite suffices.
+- A step in which no device is left is left out: parameters stay as they are. Metric: the share
+  `skipped` of the steps. After `loop.max_consecutive_skipped` in a row a run saves its state
+  and stops with an error that says so.
 - In estimates of log Z and in effective sample sizes a path that ends without mass or undefined
   counts with weight zero; it is never a copy's original in sequential Monte Carlo.
 
@@ -157,8 +159,10 @@ def shares(log_densities: Array) -> dict[str, Array]:
 
 
 def tempered(inverse_temperature: Array, log_densities: Array) -> Array:
-    """β log p, which is -∞ without mass at β = 0 too."""
-    return jnp.where(jnp.isneginf(log_densities), -jnp.inf, inverse_temperature * log_densities)
+    """β log p, which is -∞ without mass and NaN where it is undefined, at β = 0 too."""
+    inside = has_mass(log_densities)
+    bad = jnp.where(log_densities < -LARGEST, -jnp.inf, jnp.nan)
+    return jnp.where(inside, inverse_temperature * jnp.where(inside, log_densities, 0.0), bad)
 
 
 def finite_paths(paths: Array) -> tuple[Array, Array]:

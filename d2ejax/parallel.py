@@ -11,6 +11,7 @@ shard's own a second one of lanes where there is more than one.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -178,6 +179,12 @@ def join(
     if _PATIENCE not in flags:
         # On a CPU a process whose partner compiles, or solves for an exact bridge, gives up.
         os.environ["XLA_FLAGS"] = f"{flags} --{_PATIENCE}={_PATIENCE_SECONDS}"
+    # Programs of a CPU that run side by side mix up what their collectives send each other.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # Each device of a CPU holds a thread while it waits for the others.
+    os.environ.setdefault("NPROC", str(max(16, os.cpu_count() or 1)))
+    # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
     )
@@ -202,8 +209,28 @@ def agreed(flag: bool) -> bool:
     """Whether the flag of any process is set; all of them must ask."""
     if jax.process_count() == 1:
         return flag
-    mine = jnp.full(jax.local_device_count(), flag, jnp.int32)
-    return bool(jax.pmap(partial(jax.lax.pmax, axis_name=AXIS), axis_name=AXIS)(mine)[0])
+    return _highest(int(flag)) == 1
+
+
+def same(number: int) -> bool:
+    """Whether all processes have the same number, of 31 bits; all of them must ask."""
+    return jax.process_count() == 1 or _highest(number) == -_highest(-number)
+
+
+def _highest(number: int) -> int:
+    """The highest of the numbers of all processes."""
+    mine = jnp.full(jax.local_device_count(), number, jnp.int32)
+    return int(_over_all("pmax", mine)[0])
+
+
+def _over_all(name: str, x: Array) -> Array:
+    """A collective of all devices, by what training lives on; none is under way after it."""
+    return jax.block_until_ready(_mapped(name)(x))
+
+
+@functools.cache
+def _mapped(name: str) -> Callable[[Array], Array]:
+    return jax.pmap(partial(getattr(jax.lax, name), axis_name=AXIS), axis_name=AXIS)
 
 
 def wait() -> None:
@@ -271,9 +298,9 @@ def _gather(own: Sequence[str], lanes: int, state: Any) -> Any:
         return of_all(leaf)
 
     def of_all(leaf: Array) -> Array:
-        # By the collective that training itself lives on, of what each device has.
-        everyones = jax.pmap(partial(jax.lax.all_gather, axis_name=AXIS), axis_name=AXIS)(leaf)
-        return everyones[0].reshape(-1, *leaf.shape[2 if lanes > 1 else 1 :])
+        return _over_all("all_gather", leaf)[0].reshape(
+            -1, *leaf.shape[2 if lanes > 1 else 1 :]
+        )
 
     fields = {
         name: jax.tree.map(joined, value) if name in own else unreplicate(value)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from d2ejax import gaussians
+from d2ejax import gaussians, non_finite
 from d2ejax.kernels import EmbeddedStep, Process
 from d2ejax.typing import Array, Key, LogDensity, Params
 
@@ -55,9 +55,12 @@ def geometric_path(
 
     def log_density(k: Array, x: Array) -> Array:
         share = shares[k]
-        # At its ends one of the two counts for nothing, infinite as it may be there.
+        # At its ends one of the two counts for nothing, infinite as it may be there. Nor does
+        # the target in between where it has no mass: a path may pass there, and be no worse.
         ours = jnp.where(share < 1, (1.0 - share) * log_marginals(k, x), 0.0)
-        theirs = jnp.where(share > 0, share * log_end(x), 0.0)
+        end = log_end(x)
+        counts = (share >= 1) | ((share > 0) & non_finite.has_mass(end))
+        theirs = jnp.where(counts, share * end, 0.0)
         return ours + theirs
 
     return log_density

@@ -22,7 +22,7 @@ Keys and defaults: experiments/configs/base.py.
 
 Exit status:
   0    done
-  1    too many gradient steps in a row were not finite
+  1    too many gradient steps in a row were not finite; or a bug, with its traceback
   2    what was given cannot be run
   3    the disk is full, or failed
   130  stopped by SIGINT (Ctrl-C)

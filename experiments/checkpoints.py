@@ -1,8 +1,9 @@
 """Checkpoints of a training state: atomic, written while training goes on, bit for bit.
 
-A state is any pytree of arrays and typed keys. It is stored by orbax as a flat dict from the
-path of a leaf to its array, so that no container type is written to disk; beside it lies a JSON
-record with the shape, dtype and checksum of every leaf, and a score where the best is kept.
+A state is any pytree of arrays and typed keys. Orbax stores the bytes of all its leaves as one
+array, so that no container type is written to disk, and that a save costs what one array costs;
+beside it lies a JSON record with the shape, dtype and checksum of every leaf by its path, and a
+score where the best is kept.
 
 A save returns once the state has been copied and waits for the one before it, so that at any
 time one checkpoint at most is unfinished. What a kill loses is what came after the last one
@@ -12,7 +13,6 @@ that was finished.
 import re
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,10 +27,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from d2ejax import parallel
 from d2ejax.parallel import Trainer
-from experiments import scores, workdir
+from experiments import leaves, scores, workdir
 from experiments.errors import InputError
 
 Which = Literal["newest", "best"]
+
+_PACKED = "leaves"
+"""The name of the one array of a checkpoint."""
 
 
 class Saved(NamedTuple):
@@ -124,15 +127,14 @@ def save(
     """
     if step in checkpoints.all_steps():
         return
-    leaves = _to_arrays(state)
-    record = {"leaves": {name: _describe(array) for name, array in leaves.items()}}
+    arrays = leaves.to_arrays(state)
+    record = {"leaves": {name: leaves.describe(array) for name, array in arrays.items()}}
     with workdir.writing(Path(checkpoints.directory)):
         checkpoints.save(
             step,
             metrics=score,
             args=ocp.args.Composite(
-                # Orbax refuses empty arrays; there is nothing in them to save.
-                state=ocp.args.StandardSave({k: v for k, v in leaves.items() if v.size}),
+                state=ocp.args.StandardSave({_PACKED: leaves.pack(arrays)}),
                 record=ocp.args.JsonSave(record | {"metadata": metadata}),
             ),
         )
@@ -193,20 +195,16 @@ def read(directory: Path, *, which: Which = "newest", fall_back: bool = False) -
 def _read_step(path: Path) -> Saved:
     try:
         record = _read(path / "record", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
-        leaves, metadata = record["leaves"], record["metadata"]
-        template = {
-            name: np.zeros(leaf["shape"], leaf["dtype"])
-            for name, leaf in leaves.items()
-            if 0 not in leaf["shape"]
-        }
+        described, metadata = record["leaves"], record["metadata"]
+        template = {_PACKED: np.zeros(leaves.packed_size(described), np.uint8)}
         handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(template)
-        arrays = _read(path / "state", handler, args)
+        arrays = leaves.unpack(_read(path / "state", handler, args)[_PACKED], described)
         for name, array in arrays.items():
-            if _describe(array) != leaves[name]:
+            if leaves.describe(array) != described[name]:
                 raise ValueError(f"{name} does not match its checksum")
     except Exception as error:  # orbax raises whatever its file formats raise
         raise _damaged(path, error) from error
-    return Saved(path, int(path.name), leaves, arrays, metadata)
+    return Saved(path, int(path.name), described, arrays, metadata)
 
 
 def _set_aside(directory: Path, after: int | None) -> None:
@@ -261,12 +259,12 @@ def place(saved: Saved, like: Any, own: Sequence[str] = ()) -> Any:
     Raises:
         InputError: If the checkpoint holds a state of another kind.
     """
-    expected = {name: _describe(array) for name, array in _to_arrays(like).items()}
+    expected = {name: leaves.describe(array) for name, array in leaves.to_arrays(like).items()}
     arrays = dict(saved.arrays)
     for name in sorted(saved.leaves.keys() | expected.keys()):
         there, here = (
-            f"{leaf['dtype']}{leaf['shape']}" if (leaf := leaves.get(name)) else "absent"
-            for leaves in (saved.leaves, expected)
+            f"{leaf['dtype']}{leaf['shape']}" if (leaf := described.get(name)) else "absent"
+            for described in (saved.leaves, expected)
         )
         if there == here:
             continue
@@ -279,7 +277,7 @@ def place(saved: Saved, like: Any, own: Sequence[str] = ()) -> Any:
                 f"{here}: use the version that wrote it"
             )
         arrays[name] = dealt
-    return _from_arrays(arrays, like)
+    return leaves.from_arrays(arrays, like)
 
 
 def to_judge(saved: Saved, trainer: Trainer, seed: int) -> Any:
@@ -297,8 +295,8 @@ def to_judge(saved: Saved, trainer: Trainer, seed: int) -> Any:
     """
     state = trainer.init(jax.random.key(seed))
     like = trainer.gather(state)
-    here = {n: x for n, x in _to_arrays(like).items() if _is_own(n, trainer.own)}
-    described = {name: _describe(array) for name, array in here.items()}
+    here = {n: x for n, x in leaves.to_arrays(like).items() if _is_own(n, trainer.own)}
+    described = {name: leaves.describe(array) for name, array in here.items()}
     shared = saved._replace(
         leaves={n: x for n, x in saved.leaves.items() if not _is_own(n, trainer.own)}
         | described,
@@ -340,54 +338,3 @@ def _damaged(path: Path, error: Exception) -> InputError:
         f"{path}: this checkpoint is damaged or truncated ({type(error).__name__}): delete "
         f"that directory to go on {go_on}"
     )
-
-
-def _describe(array: np.ndarray) -> dict[str, Any]:
-    return {
-        "shape": list(array.shape),
-        "dtype": array.dtype.name,
-        "crc32": zlib.crc32(np.ascontiguousarray(array).tobytes()),
-    }
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
-        leaf.dtype, jax.dtypes.prng_key
-    )
-
-
-def _paths(state: Any) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]
-
-
-def _to_arrays(state: Any) -> dict[str, np.ndarray]:
-    """Host arrays by leaf path; a typed key becomes its words, its kind named in the path."""
-    arrays = {}
-    for name, leaf in _paths(state):
-        if _is_key(leaf):
-            name, leaf = f"{name}:{jax.random.key_impl(leaf)}", jax.random.key_data(leaf)
-        if name in arrays:
-            raise ValueError(f"two leaves of the state share the path {name!r}")
-        arrays[name] = np.asarray(leaf)
-    return arrays
-
-
-def _from_arrays(arrays: dict[str, np.ndarray], like: Any) -> Any:
-    """The inverse of `_to_arrays`, each leaf put where the leaf of `like` lies."""
-    leaves = []
-    for name, leaf in _paths(like):
-        if _is_key(leaf):
-            impl, words = jax.random.key_impl(leaf), jax.random.key_data(leaf)
-            restored = _put(arrays[f"{name}:{impl}"], words)
-            leaves.append(jax.random.wrap_key_data(restored, impl=impl))
-        else:
-            leaves.append(_put(arrays[name], leaf) if np.size(leaf) else leaf)
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _put(array: np.ndarray, like: Any) -> Any:
-    if not isinstance(like, jax.Array):
-        return array
-    # No aliasing: the trainer may donate the state, and this memory is not JAX's to give.
-    return jax.device_put(array, like.sharding, may_alias=False)

@@ -35,6 +35,8 @@ def write(experiment: Experiment, state: Any, directory: Path) -> dict[str, Any]
             # With these the same key gives the paths of --mode=sample.
             draws=judge.CHUNK,
         )
-    except Exception as error:  # a backend that cannot lower a program, a full disk
+    except OSError:
+        raise  # The disk: the run is not finished, and can be once there is room.
+    except Exception as error:  # a backend that cannot lower a program
         print(f"{directory / workdir.BRIDGE}: not written: {one_line(error)}", file=sys.stderr)
         return None

@@ -228,7 +228,9 @@ def train(
             if due or step == phase_end:
                 losses.clear()
     _check_finite(state, step, plan, saved_in)
-    if stopping or request.signum is not None:
+    # Asked once more: of what came since, too, all must make the same.
+    stopping = agree(request.signum is not None) or stopping
+    if stopping:
         raise _stopped(request, step, plan)
     return Result(state, step, times)
 

@@ -69,6 +69,10 @@ def _resident() -> tuple[int | None, int | None]:
     except OSError:  # Not Linux.
         return None, peak
     fields = dict(line.split(":", 1) for line in lines)
-    sizes = {name: 1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM")}
+    sizes = [
+        1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM") if name in fields
+    ]
+    if len(sizes) < 2:  # Some sandboxes say less.
+        return None, peak
     # Linux counts in batches, so that the most may lag behind what there is.
-    return sizes["VmRSS"], max(sizes.values())
+    return sizes[0], max(sizes)

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,14 @@ def _train(args: Arguments, process_start: float) -> None:
     if first:
         workdir.create(args.workdir, args.config)
     parallel.wait()
+    begun = 0 if saved is None else saved.step
+    own = zlib.crc32(f"{begun} {args.config.to_json()}".encode()) >> 1
+    if not parallel.same(own):
+        raise InputError(
+            f"--workdir={args.workdir}: the processes have different configurations, or find "
+            "different checkpoints there: must be the same command in all, and a workdir that "
+            "all of them see"
+        )
     settings = args.config.loop
     plan = loop.Plan(
         total_steps=experiment.total_steps,
@@ -77,7 +86,6 @@ def _train(args: Arguments, process_start: float) -> None:
         max_consecutive_skipped=settings.max_consecutive_skipped,
     )
     _say(first, f"{args.workdir}: compiling the training step")
-    begun = 0 if saved is None else saved.step
     with (
         Progress(plan.total_steps, shown=first) as progress,
         events.writer(args.workdir, settings.tensorboard and first, begun) as listener,
@@ -228,14 +236,24 @@ def conclude(
         # Whichever checkpoint it is that has been evaluated.
         finished=workdir.latest_step(directory / workdir.CHECKPOINTS) == total_steps,
     )
-    bridge = export.write(judge.experiment, state, directory)
     with workdir.writing(directory):
+        bridge = export.write(judge.experiment, state, directory)
         report_page.write(directory, config, found, bridge)
         workdir.write_json(directory / workdir.SUMMARY, found)
     return found
 
 
+def _leave(status: int) -> None:
+    """Ends the process; where others still train, not by the barrier that waits for them."""
+    jax = sys.modules.get("jax")
+    if status in (_BAD_INPUT, _NOT_WRITTEN) and jax and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
     with signals.at_once():  # Training defers them.
         _status = main(sys.argv)
-    sys.exit(_status)
+    _leave(_status)

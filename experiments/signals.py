@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _END = b"\0"
@@ -102,4 +102,5 @@ def _exit(signum: int) -> None:
 def _say(text: str) -> None:
     # Past the lock of sys.stderr, which what is interrupted may hold.
     on_its_own_line = "\n" if os.isatty(2) else ""
-    os.write(2, f"{on_its_own_line}{text}\n".encode())
+    with suppress(OSError):  # Nobody may be there to read it any more.
+        os.write(2, f"{on_its_own_line}{text}\n".encode())

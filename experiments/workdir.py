@@ -4,10 +4,10 @@
     metrics.jsonl   one JSON object for each dispatch
     checkpoints/    see experiments.checkpoints
     plots/          figures
-    summary.json    what was measured; its presence with "finished": true ends the run
-    bridge/         the trained processes, as d2ejax.load reads them; written after the summary
-    report.md       all of this in words, written last
+    bridge/         the trained processes, as d2ejax.load reads them
+    report.md       all of this in words
     events/         what TensorBoard reads, with loop.tensorboard
+    summary.json    what was measured; written last, with "finished": true it ends the run
 
 A workdir belongs to one configuration. Keys under `loop` and `evaluate` may change between two
 commands on it, because the trained parameters do not depend on them, and so may the devices

@@ -20,7 +20,7 @@ ROOMS = {
     "light": SPINE[:5],
     "flows": SPINE[:5],
     "couplings": SPINE[:4],
-    "sequential_monte_carlo": SPINE[:5],
+    "sequential_monte_carlo": (*SPINE[:5], "non_finite"),
     # Leaves: handed in as functions, so that anybody's own can take their place.
     "networks": ("typing",),
     "graph_networks": ("typing", "networks"),
@@ -32,7 +32,7 @@ ROOMS = {
     "exploration": ("typing", "non_finite"),
     "plotting": (),
     "exact": SPINE[:4],
-    "metrics": (*SPINE, "exact"),
+    "metrics": (*SPINE, "exact", "non_finite"),
     # Processes observed at more times than the two ends.
     "snapshots": ("typing", "circuits", "endpoints"),
     # Ends that come with their exact bridge.
@@ -48,7 +48,7 @@ ROOMS = {
     ),
     "parallel": ("typing", "algorithms.base"),
     # Of endpoints, the type alone.
-    "saved_bridges": (*SPINE, "endpoints.base"),
+    "saved_bridges": (*SPINE, "endpoints.base", "non_finite"),
 }
 MAX_LINES = 400
 # Packages that only some rooms may know.

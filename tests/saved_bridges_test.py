@@ -310,3 +310,10 @@ def test_writing_again_replaces_what_was_there(copy):
     assert [p.name for p in copy.parent.iterdir()] == [saved_bridges.FOLDER]
     here = str(Path(__file__).parents[1]).encode()
     assert not any(here in path.read_bytes() for path in copy.iterdir())
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds something else: must be new, empty or a saved"):
+        save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

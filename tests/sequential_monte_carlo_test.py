@@ -165,3 +165,15 @@ def test_where_rounded_weights_fall_short_of_one_nothing_dead_is_drawn(key, monk
     starts = PRIOR.sample(key, 20)
     found = sequential_monte_carlo(key, processes, params, starts, cut(-jnp.inf), threshold=1.0)
     assert (found.positions[:, 0] > 0.2).all()
+
+
+def test_a_constraint_on_the_end_says_nothing_of_the_points_before_it():
+    path = geometric_path(
+        lambda k, x: -jnp.sum(x**2),
+        lambda x: jnp.where(x[0] > 0, -jnp.abs(x[0]), -jnp.inf),
+        jnp.asarray([0.0, 0.5, 1.0]),
+    )
+    values = jax.vmap(jax.vmap(path, (None, 0)), (0, None))(
+        jnp.arange(3), jnp.asarray([[2.0], [-2.0]])
+    )
+    np.testing.assert_allclose(values, [[-4.0, -4.0], [-3.0, -2.0], [-2.0, -np.inf]])

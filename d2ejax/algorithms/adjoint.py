@@ -48,6 +48,7 @@ from d2ejax.algorithms.base import (
     Model,
     counted,
     device_key,
+    device_mean,
     gradient_step,
     init_model,
     with_model,
@@ -181,7 +182,7 @@ def adjoint_sampler(
         index = stage if learned else stage // BACKWARD
         branches = [partial(train, which) for which in stages_run]
         state, metrics = jax.lax.switch(index, branches, state._replace(key=key), step_key)
-        return state, metrics | shares
+        return state, metrics | device_mean(shares, axis_name)
 
     return Algorithm(init, step, own=("replay", "buffer", "key"))
 

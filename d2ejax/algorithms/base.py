@@ -139,7 +139,7 @@ def update_model(
     *,
     decay: float,
 ) -> tuple[Model, Array]:
-    """One optimiser step, left out where the loss or a gradient is not finite.
+    """One optimiser step, left out where loss, gradient or what comes of it is not finite.
 
     Args:
         model: The model.
@@ -162,7 +162,11 @@ def update_model(
         return Model(params, average, opt_state)
 
     # One branch, rather than a choice for each of the hundred and more leaves.
-    return jax.lax.cond(finite, take, lambda model: model, model), finite
+    moved = jax.lax.cond(finite, take, lambda model: model, model)
+    # A step too large for float32 is none, finite as its gradient may be.
+    held = jnp.isfinite(optax.tree.norm(moved.params))
+    kept = jax.lax.cond(held, lambda new, _: new, lambda _, old: old, moved, model)
+    return kept, finite & held
 
 
 def gradient_step(
@@ -187,7 +191,7 @@ def gradient_step(
         "gradient_norm" and "skipped" among them.
     """
     values = jax.value_and_grad(loss_fn, has_aux=True)(model.params)
-    (loss, metrics), gradients = device_mean(values, axis_name)
+    (loss, metrics), gradients = mean_of_finite(values, axis_name)
     model, finite = update_model(model, gradients, loss, optimiser, decay=decay)
     own = {
         "loss": loss,
@@ -229,6 +233,25 @@ def all_shares(x: Array, axis_name: AxisName) -> Array:
     for name in reversed(names):  # The last name counts fastest.
         x = jax.lax.all_gather(x, name)
     return x.reshape(-1, *shape)
+
+
+def mean_of_finite(values: Any, axis_name: AxisName | None) -> Any:
+    """The mean over devices of a loss, its metrics and its gradient, `((loss, metrics), grad)`.
+
+    A device whose loss or gradient is not finite, as where no path of its share counts, is left
+    out of all but the metrics; NaN if there is no other.
+    """
+    if axis_name is None:
+        return values
+    (loss, metrics), gradients = values
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+    own = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), (loss, gradients))
+    share, metrics, (loss, gradients) = device_mean(
+        (finite.astype(loss.dtype), metrics, own), axis_name
+    )
+    # One where all are finite, which changes no digit.
+    loss, gradients = jax.tree.map(lambda leaf: leaf / share, (loss, gradients))
+    return (loss, metrics), gradients
 
 
 def device_key(key: Key, axis_name: AxisName | None) -> Key:

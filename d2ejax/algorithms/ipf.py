@@ -281,8 +281,8 @@ def _train(
     )
     state = state._replace(
         models=_pair(direction, model, opposite),
-        # Particles of a step that was left out may be what broke it.
-        buffers=jax.tree.map(partial(jnp.where, finite), buffers, state.buffers),
+        # Whether or not the step was taken: what has no mass has not joined them.
+        buffers=buffers,
         # Bad paths go with the next refresh; those before them may be of an older process.
         caches=_pair(direction, inputs.cache, state.caches[1 - direction]),
         own_steps=state.own_steps.at[direction].add(1),

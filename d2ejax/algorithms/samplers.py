@@ -166,9 +166,8 @@ def diffusion_sampler(
         model, finite, metrics = gradient_step(
             loss_fn, state.model, optimiser, decay=ema_decay, axis_name=axis_name
         )
-        # Particles of a step that was left out may be what broke it.
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), buffer, state.buffer)
-        state = state._replace(model=model, buffer=kept, key=key)
+        # Whether or not the step was taken: what has no mass has not joined them.
+        state = state._replace(model=model, buffer=buffer, key=key)
         return counted(state, finite), metrics | {"acceptance_target": acceptance}
 
     return Algorithm(init, step, own=("buffer", "key"))

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
 from d2ejax.metrics.base import Estimate, HostArray, mean_estimate, vector
+from d2ejax.non_finite import LARGEST
 
 
 def log_weights(
@@ -43,7 +44,8 @@ def log_weights(
         log_end: log p̃_1(x_K), shape `(n,)`.
 
     Returns:
-        Shape `(n,)`, float64; -∞ where `log_end` is not finite.
+        Shape `(n,)`, float64; -∞ where `log_end` is not finite, or beyond
+        `non_finite.LARGEST`.
 
     Raises:
         ValueError: If the arguments are not vectors of one length.
@@ -52,8 +54,9 @@ def log_weights(
     forward = vector("log_forward", log_forward, size=len(start))
     backward = vector("log_backward", log_backward, size=len(start))
     end = vector("log_end", log_end, size=len(start))
-    end = np.where(np.isfinite(end), end, -np.inf)
-    return backward + end - start - forward
+    with np.errstate(invalid="ignore"):
+        weights = backward + end - start - forward
+    return np.where(np.abs(end) <= LARGEST, weights, -np.inf)
 
 
 def log_z_lower(log_weights: ArrayLike) -> Estimate:

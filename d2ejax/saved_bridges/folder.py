@@ -42,10 +42,15 @@ def write(directory: Path, manifest: Mapping[str, Any], files: Mapping[str, byte
     """Writes a folder whole, in place of what was there; killed midway, it leaves none.
 
     Args:
-        directory: The folder.
+        directory: The folder: new, empty or a saved bridge.
         manifest: Fields of bridge.json, to which format and checksums are added.
         files: The others by name.
     """
+    if directory.exists() and not (directory / MANIFEST).exists() and any(directory.iterdir()):
+        raise ValueError(
+            f"{directory}: holds something else: must be new, empty or a saved bridge, which "
+            "is then replaced"
+        )
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

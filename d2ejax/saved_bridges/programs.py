@@ -45,7 +45,8 @@ def write(
     Args:
         function: Of arrays, or of trees of dicts and tuples of them.
         args: What it takes; see `spec`.
-        differentiable: Whether `jax.vjp` is to work on it: its pullback is exported as well.
+        differentiable: Whether `jax.vjp` is to work on it: its pullback is exported as well,
+            if it has one.
 
     Returns:
         The program, and the platforms.
@@ -59,7 +60,7 @@ def write(
         # who get the program, and as long again.
         jax.config.update("jax_traceback_in_locations_limit", 0)
         exported = _export(function, args)
-        content = bytes(exported.serialize(vjp_order=int(differentiable)))
+        content = _serialised(exported, int(differentiable))
     finally:
         jax.config.update("jax_traceback_in_locations_limit", given)
     read(content)  # as whoever loads it will
@@ -97,6 +98,15 @@ def signature(avals: Sequence[Any]) -> list[Aval]:
         (tuple(d if isinstance(d, int) else str(d) for d in aval.shape), str(aval.dtype))
         for aval in avals
     ]
+
+
+def _serialised(exported: Exported, vjp_order: int) -> bytes:
+    try:
+        return bytes(exported.serialize(vjp_order=vjp_order))
+    except Exception as error:  # each primitive refuses in its own way
+        if vjp_order:  # A function without a reverse-mode rule is worth having all the same.
+            return _serialised(exported, 0)
+        raise ValueError(f"cannot be exported: {error}") from error
 
 
 def _export(function: Callable, args: Sequence[Any]) -> Exported:

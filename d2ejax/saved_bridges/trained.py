@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from d2ejax import gaussians
+from d2ejax import gaussians, non_finite
 from d2ejax.gaussians import Gaussian
 from d2ejax.typing import Array, Key
 
@@ -188,7 +188,9 @@ def _score(parts: Parts, paths: Array) -> Paths:
     source, target = parts.densities
     if source is None or target is None:
         return Paths(paths, forward, backward, None)
-    weights = backward + target(paths[:, -1]) - source(paths[:, 0]) - forward
+    end = target(paths[:, -1])
+    weights = backward + end - source(paths[:, 0]) - forward
+    weights = jnp.where(non_finite.has_mass(end), weights, -jnp.inf)
     return Paths(paths, forward, backward, weights)
 
 

@@ -224,6 +224,9 @@ def split_values(text: str) -> list[str]:
 
 
 def _setting(rest: Sequence[str], changes: dict[str, str], directory: Path | None) -> Setting:
+    for flag in rest[1:]:
+        if re.match(r"--?(coordinator|num_processes|process_id|cluster)\b", flag):
+            raise InputError(f"{flag}: must not be given to a sweep, which has --processes")
     command = [*rest[1:], *(f"--config.{key}={value}" for key, value in changes.items())]
     args = arguments.parse(["experiments.run", *command])
     if args.mode != "train":

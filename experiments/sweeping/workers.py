@@ -11,12 +11,13 @@ from signal import Signals
 from typing import NamedTuple
 
 from experiments import signals, workdir
-from experiments.errors import InputError, Stopped
+from experiments.errors import InputError, Stopped, StorageError
 from experiments.sweeping import settings
 from experiments.sweeping.settings import Setting, Sweep
 
 _POLL_SECONDS = 0.2
 _BAD_INPUT = 2
+_NOT_WRITTEN = 3
 
 
 class Job(NamedTuple):
@@ -47,17 +48,19 @@ def train(sweep: Sweep) -> None:
     waiting, working = list(jobs(sweep)), list[Worker]()
     refused: list[str] = []
     with signals.deferred() as request, ExitStack() as stack:
-        while (waiting or working) and request.signum is None:
-            while waiting and len(working) < sweep.processes:
-                working.append(_begin(sweep, waiting.pop(0), stack))
-            time.sleep(_POLL_SECONDS)
-            for worker in [w for w in working if w.process.poll() is not None]:
-                working.remove(worker)
-                refused += _ended(worker)
-        for worker in working:
-            worker.process.terminate()
-        for worker in working:
-            worker.process.wait()
+        try:
+            while (waiting or working) and request.signum is None:
+                while waiting and len(working) < sweep.processes:
+                    working.append(_begin(sweep, waiting.pop(0), stack))
+                time.sleep(_POLL_SECONDS)
+                for worker in [w for w in working if w.process.poll() is not None]:
+                    working.remove(worker)
+                    refused += _ended(worker)
+        finally:  # Nobody may go on training when this process has gone.
+            for worker in working:
+                worker.process.terminate()
+            for worker in working:
+                worker.process.wait()
     if request.signum is not None:
         name = Signals(request.signum).name
         raise Stopped(f"stopped by {name}: the same command goes on", request.signum)
@@ -114,6 +117,8 @@ def _ended(worker: Worker) -> list[str]:
         print(f"{_words(job)}: done", flush=True)
         return []
     print(f"{_words(job)}: ended with status {status}: {lines[-1]}", file=sys.stderr)
+    if status == _NOT_WRITTEN:
+        raise StorageError(lines[-1].removeprefix("error: "))
     return [lines[-1].removeprefix("error: ")] if status == _BAD_INPUT else []
 
 

@@ -100,3 +100,27 @@ def test_without_a_mapped_axis_nothing_changes(key):
     tree = {"x": jnp.arange(3.0)}
     assert_identical(base.device_mean(tree, None), tree)
     assert bool(base.device_key(key, None) == key)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_device_that_is_not_finite_is_left_out_of_the_mean(bad):
+    def step(x):
+        values = (jnp.sum(x), {"metric": x[0]}), 2.0 * x
+        return base.mean_of_finite(values, "devices")
+
+    given = jnp.asarray([[1.0, 2.0], [bad, 1.0], [3.0, 6.0]])
+    (loss, _), gradient = jax.vmap(step, axis_name="devices")(given)
+    np.testing.assert_allclose(loss, [6.0] * 3)
+    np.testing.assert_allclose(gradient, [[4.0, 8.0]] * 3)
+    (loss, _), gradient = jax.vmap(step, axis_name="devices")(jnp.full((2, 2), bad))
+    assert np.isnan(loss).all() and np.isnan(gradient).all()
+
+
+def test_a_step_beyond_float32_is_left_out():
+    model = base.init_model({"w": jnp.ones(2)}, optax.sgd(1e38))
+    gradients = {"w": jnp.asarray([1e3, 0.0])}
+    after, taken = base.update_model(
+        model, gradients, jnp.zeros(()), optax.sgd(1e38), decay=0.5
+    )
+    assert not taken
+    np.testing.assert_array_equal(after.params["w"], model.params["w"])

@@ -39,7 +39,7 @@ def _found(config) -> int:
         experiment = build.build(config)
         init, step = (
             jax.pmap(function, axis_name=parallel.AXIS, devices=jax.devices()[:1])
-            for function in experiment.algorithm
+            for function in (experiment.algorithm.init, experiment.algorithm.step)
         )
         state = init(jax.random.split(jax.random.key(0), 1))
         jax.block_until_ready(state)
@@ -76,9 +76,6 @@ def test_methods_without_an_energy_are_refused():
         energy_evaluations(small.shrunk("sf2m"))
     with pytest.raises(ValueError, match=r"target\.access = 'samples'"):
         energy_evaluations(small.shrunk("gaussian_to_ring_d2d"))
-    for changes in (
-        _FEATURE | {"network.steps_at_once": 1},
-        {"exploration.priority_power": 1.0},
-    ):
-        with pytest.raises(ValueError, match="evaluates more than is counted"):
-            energy_evaluations(small.shrunk("sampler", changes))
+    changes = _FEATURE | {"network.steps_at_once": 1}
+    with pytest.raises(ValueError, match="evaluates more than is counted"):
+        energy_evaluations(small.shrunk("sampler", changes))

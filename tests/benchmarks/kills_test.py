@@ -16,7 +16,8 @@ LASTING = dict(zip(kills.PHASES, (2.0, 4.0, 8.0, 0.5, 6.0, 3.0), strict=True))
 
 def finished(directory, weight=1.0, metrics=(), **summary):
     with checkpoints.manager(directory / workdir.CHECKPOINTS, keep=2) as manager:
-        state = {"w": np.asarray([weight, np.nan], np.float32), "empty": np.zeros((0, 2))}
+        w = np.asarray([weight, np.nan], np.float32)
+        state = {"w": w, "step": np.int32(8), "empty": np.zeros((0, 2))}
         checkpoints.save(manager, 8, state, {})
     for step in (4, 8):
         record = {"step": step, "loss": 0.5, "steps_per_second": weight, **dict(metrics)}

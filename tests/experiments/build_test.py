@@ -445,9 +445,12 @@ ELSEWHERE = {
     "seed",  # the loop draws the first key from it
     "parallel.backend",  # the trainer takes it
     "parallel.cpu_devices",  # the command line sets it before JAX starts
+    "parallel.shards",  # see devices_test
     "loop.steps_per_dispatch",
     "loop.checkpoint_every",
     "loop.keep",
+    "loop.keep_best",
+    "loop.tensorboard",
     "loop.max_consecutive_skipped",
     "evaluate.num_samples",
     "evaluate.num_paths",

@@ -24,7 +24,8 @@ class State(NamedTuple):
 
 
 def make_state(seed=0):
-    params = {"dense": {"kernel": jax.random.normal(jax.random.key(seed), (2, 3))}}
+    # Larger than all that orbax writes beside it: see `largest_file`.
+    params = {"dense": {"kernel": jax.random.normal(jax.random.key(seed), (40, 30))}}
     odd = (
         jnp.asarray([np.nan, -0.0, np.inf, 1e-45], jnp.float32),
         jnp.asarray([1.5, -2.25], jnp.bfloat16),

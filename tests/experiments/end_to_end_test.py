@@ -139,6 +139,7 @@ def test_the_same_command_again_says_finished_and_changes_nothing(command, finis
     assert snapshot(finished.directory) == before
 
 
+@pytest.mark.long
 def test_evaluate_repeats_the_evaluation(command, finished, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(finished.directory, directory)
@@ -178,10 +179,10 @@ def restored(finished):
     """The experiment, and the state of the last checkpoint, of the first of its devices."""
     with jax.numpy_dtype_promotion("standard"):
         experiment = build.build(small.load("smoke"))
-        keys = jax.random.split(jax.random.key(0), small.load("smoke").parallel.cpu_devices)
-        init = jax.jit(jax.vmap(experiment.algorithm.init, axis_name=parallel.AXIS))
+        devices = jax.local_devices()[: small.load("smoke").parallel.cpu_devices]
+        trainer = parallel.data_parallel(experiment.algorithm, devices=devices)
         saved = checkpoints.read(finished.directory / workdir.CHECKPOINTS)
-        return experiment, parallel.unreplicate(checkpoints.place(saved, init(keys)))
+        return experiment, parallel.unreplicate(checkpoints.to_judge(saved, trainer, 0))
 
 
 def log_density(process, params, given, drawn):
@@ -392,17 +393,3 @@ def test_a_run_is_evaluated_on_another_number_of_devices(finished, monkeypatch, 
     assert (expected["devices"], got["devices"]) == ("2 x cpu", "8 x cpu")
     for name in ("bridge_gap", "path_kl", "w2_squared"):
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-4)
-
-
-def test_training_goes_on_on_its_own_number_of_devices_alone(finished, capsys, tmp_path):
-    directory = tmp_path / "run"
-    shutil.copytree(finished.directory, directory)
-    (directory / workdir.SUMMARY).unlink()
-    before = snapshot(directory / workdir.CHECKPOINTS)
-    argv = ["run", f"--config={ROOT / CONFIG}", f"--workdir={directory}"]
-    with jax.numpy_dtype_promotion("standard"):
-        assert run.main(argv) == 2
-    _, err = capsys.readouterr()
-    assert err.count("\n") == 1
-    assert "use the number of devices and the version that wrote it" in err
-    assert snapshot(directory / workdir.CHECKPOINTS) == before

@@ -99,7 +99,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(control, tmp_path):
     middle, _ = trainer.run(trainer.init(jax.random.key(1)), 1)
     assert len({tuple(bits(state)) for state in (before, middle, after)}) == 3
     with checkpoints.manager(tmp_path, keep=1) as opened:
-        checkpoints.save(opened, 1, middle, {"times": {}})
+        checkpoints.save(opened, 1, trainer.gather(middle), {"times": {}})
     # As another process does: all but the checkpoint anew, and the base read once more.
     again = build.build(config)
     resumed = parallel.data_parallel(again.algorithm, devices=jax.local_devices()[:1])
@@ -407,7 +407,7 @@ def test_a_run_goes_on_with_no_other_base(base, tmp_path):
         ),
         (
             {"fine_tuning.reward.options": {"dim": 3}},
-            "fine_tuning.reward.name = 'gaussian': must be an endpoint of dimension 1 with a",
+            "fine_tuning.reward.name = 'gaussian': must be an endpoint of dimension 1, as the",
         ),
         ({"reference.name": "brownian"}, "reference.reversed = True: must be false with"),
     ],

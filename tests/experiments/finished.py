@@ -18,6 +18,6 @@ def run(directory, config, *, num_steps):
         state, metrics = trainer.run(state, num_steps)
     workdir.create(directory, config)
     with checkpoints.manager(directory / workdir.CHECKPOINTS, keep=1) as opened:
-        checkpoints.save(opened, num_steps, state, {})
+        checkpoints.save(opened, num_steps, trainer.gather(state), {})
     workdir.write_json(directory / workdir.SUMMARY, {"finished": True})
     return experiment, parallel.unreplicate(state), metrics

@@ -36,7 +36,7 @@ def wait_for(processes):
     return said, [process.returncode for process in processes]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_stop_and_go_on_as_one_process_never_stopped(command, tmp_path):
     directory = tmp_path / "two"
     processes = start_two(command, directory)
