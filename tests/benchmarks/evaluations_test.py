@@ -56,8 +56,12 @@ def _found(config) -> int:
     ("name", "changes"),
     [
         ("gaussian_to_ring", _FEATURE | {"exploration.refresh_method": "mala"}),
-        ("sampler", {"sampler.loss": "subtrajectory_balance", "exploration.add_ends": True}),
-        ("sampler", _FEATURE | {"sampler.loss": "path_kl"}),
+        pytest.param(
+            "sampler",
+            {"sampler.loss": "subtrajectory_balance", "exploration.add_ends": True},
+            marks=pytest.mark.long,
+        ),
+        pytest.param("sampler", _FEATURE | {"sampler.loss": "path_kl"}, marks=pytest.mark.long),
         ("asbs", {}),
         ("asbs", {"adjoint.corrector": "semi_discrete", "adjoint.off_policy_ratio": 0.5}),
         ("asbs", _FEATURE | {"method": "bms", "adjoint.damping": 2.0}),

@@ -382,6 +382,7 @@ def test_the_process_says_one_line_and_exits_with_a_status(command, tmp_path):
 # The tests have eight devices, the run had two.
 
 
+@pytest.mark.long
 def test_a_run_is_evaluated_on_another_number_of_devices(finished, monkeypatch, tmp_path):
     monkeypatch.setattr(report, "_draw", lambda *_: None)
     directory = tmp_path / "run"
