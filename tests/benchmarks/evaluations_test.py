@@ -64,7 +64,11 @@ def _found(config) -> int:
         pytest.param("sampler", _FEATURE | {"sampler.loss": "path_kl"}, marks=pytest.mark.long),
         ("asbs", {}),
         ("asbs", {"adjoint.corrector": "semi_discrete", "adjoint.off_policy_ratio": 0.5}),
-        ("asbs", _FEATURE | {"method": "bms", "adjoint.damping": 2.0}),
+        pytest.param(
+            "asbs",
+            _FEATURE | {"method": "bms", "adjoint.damping": 2.0},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_counts_are_those_of_a_run(name, changes):

@@ -61,7 +61,7 @@ CURVES = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.long] * ("energy" in name)) for name in CURVES],
+    [pytest.param(name, marks=[pytest.mark.long] * name.startswith("data")) for name in CURVES],
 )
 def test_one_device_follows_the_curve_of_eight(name, key, monkeypatch):
     """200 steps with as many shards: refreshed buffers, reused paths and couplings included."""

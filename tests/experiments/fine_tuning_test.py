@@ -347,7 +347,8 @@ def test_a_run_goes_on_with_no_other_base(base, tmp_path):
     flags = ["run", "--mode=evaluate", f"--workdir={directory}"]
     assert arguments.parse(flags).config.fine_tuning.base_digest == digest
     # One byte of the parameters, the names and the sizes as they were.
-    file = max((f for f in there.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    saved = (f for f in (there / workdir.CHECKPOINTS).rglob("*") if f.is_file())
+    file = max(saved, key=lambda f: f.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

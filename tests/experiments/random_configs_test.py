@@ -30,7 +30,7 @@ from tests.experiments import finished, small, strategies
 from tests.profiles import LONG, examples
 
 METHODS = fields.FIELDS["method"].names
-TRIED = METHODS if LONG else ("ipf", "eot")
+TRIED = METHODS if LONG else ("ipf",)
 
 KEYS = tuple(fields.FIELDS)
 DRAWN = (*filter(strategies.is_drawn, KEYS), "method", "source.access", "target.access")
