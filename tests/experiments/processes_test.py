@@ -91,7 +91,7 @@ def test_two_processes_stop_and_go_on_as_one_process_never_stopped(command, tmp_
         ),
     ],
 )
-def test_bad_processes_are_refused(flags, message, capsys):
-    assert run.main(["run", f"--config={CONFIG}", "--workdir=/tmp/never", *flags]) == 2
+def test_bad_processes_are_refused(flags, message, capsys, tmp_path):
+    assert run.main(["run", f"--config={CONFIG}", f"--workdir={tmp_path}/run", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
