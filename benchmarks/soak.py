@@ -84,13 +84,7 @@ def train(args: argparse.Namespace, directory: Path) -> list[Sample]:
     experiment, trainer = run.build_trainer(parsed)
     directory.mkdir(parents=True, exist_ok=True)
     settings, samples, start = parsed.config.loop, list[Sample](), time.perf_counter()
-    plan = loop.Plan(
-        total_steps=experiment.total_steps,
-        phase_of=experiment.phase_of,
-        steps_per_dispatch=settings.steps_per_dispatch,
-        checkpoint_every=settings.checkpoint_every,
-        max_consecutive_skipped=settings.max_consecutive_skipped,
-    )
+    plan = loop.make_plan(experiment, settings)
 
     def sample(record: Mapping[str, Any]) -> None:
         if record["step"] % plan.checkpoint_every == 0:

@@ -195,11 +195,6 @@ def num_devices() -> int:
     return jax.device_count()
 
 
-def num_processes() -> int:
-    """How many processes train together."""
-    return jax.process_count()
-
-
 def is_first() -> bool:
     """Whether this is the process that writes what is written once, and prints."""
     return jax.process_index() == 0

@@ -71,6 +71,22 @@ class Plan(NamedTuple):
     max_consecutive_skipped: int
 
 
+def make_plan(experiment: Any, settings: Any) -> Plan:
+    """The plan of an experiment.
+
+    Args:
+        experiment: Has `total_steps` and `phase_of`.
+        settings: The section `loop` of its configuration.
+    """
+    return Plan(
+        total_steps=experiment.total_steps,
+        phase_of=experiment.phase_of,
+        steps_per_dispatch=settings.steps_per_dispatch,
+        checkpoint_every=settings.checkpoint_every,
+        max_consecutive_skipped=settings.max_consecutive_skipped,
+    )
+
+
 class Times(NamedTuple):
     """Seconds spent on a run.
 

@@ -70,21 +70,9 @@ def _train(args: Arguments, process_start: float) -> None:
         workdir.create(args.workdir, args.config)
     parallel.wait()
     begun = 0 if saved is None else saved.step
-    own = zlib.crc32(f"{begun} {args.config.to_json()}".encode()) >> 1
-    if not parallel.same(own):
-        raise InputError(
-            f"--workdir={args.workdir}: the processes have different configurations, or find "
-            "different checkpoints there: must be the same command in all, and a workdir that "
-            "all of them see"
-        )
+    _check_same(args, begun)
     settings = args.config.loop
-    plan = loop.Plan(
-        total_steps=experiment.total_steps,
-        phase_of=experiment.phase_of,
-        steps_per_dispatch=settings.steps_per_dispatch,
-        checkpoint_every=settings.checkpoint_every,
-        max_consecutive_skipped=settings.max_consecutive_skipped,
-    )
+    plan = loop.make_plan(experiment, settings)
     _say(first, f"{args.workdir}: compiling the training step")
     with (
         Progress(plan.total_steps, shown=first) as progress,
@@ -109,6 +97,18 @@ def _train(args: Arguments, process_start: float) -> None:
         _report(args, judge, result, process_start)
     # Who leaves takes the others along.
     parallel.wait()
+
+
+def _check_same(args: Arguments, begun: int) -> None:
+    """Raises InputError unless all processes train the same run from the same step."""
+    from d2ejax import parallel
+
+    if not parallel.same(zlib.crc32(f"{begun} {args.config.to_json()}".encode()) >> 1):
+        raise InputError(
+            f"--workdir={args.workdir}: the processes have different configurations, or find "
+            "different checkpoints there: must be the same command in all, and a workdir that "
+            "all of them see"
+        )
 
 
 def _say(aloud: bool, text: str) -> None:

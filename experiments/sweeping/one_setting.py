@@ -61,13 +61,7 @@ def finish(args: Arguments, runs: Sequence[Run], *, at_once: int, sharers: int) 
     def judged(state: Any) -> Any:
         return seeds.of_first_shard(state, alone.own)
 
-    plan = loop.Plan(
-        total_steps=experiment.total_steps,
-        phase_of=experiment.phase_of,
-        steps_per_dispatch=settings.loop.steps_per_dispatch,
-        checkpoint_every=settings.loop.checkpoint_every,
-        max_consecutive_skipped=settings.loop.max_consecutive_skipped,
-    )
+    plan = loop.make_plan(experiment, settings.loop)
     room = training.Room(
         trainer,
         plan,
