@@ -223,9 +223,9 @@ def train(
             phase_end = plan.phase_of(step - 1)[1]
             probed = probe(state) if step == phase_end else {}
             due = _is_due(plan, step) or (keep_best and step == phase_end)
-            if due:
-                # So that the records never say more than one interval past what is saved.
-                checkpoints.wait(manager)
+            # A save goes on beside one dispatch and no longer: else the records would say more
+            # than one interval past what is on disk.
+            checkpoints.wait(manager)
             record = to_record(done, probed)
             if writes:
                 workdir.append_metrics(directory, record)

@@ -113,6 +113,19 @@ def test_killed_run_ends_as_the_uninterrupted_one(tmp_path, kill_at):
     assert {r["phase"] for r in records(two)} == {"phase 0", "phase 1", "phase 2"}
 
 
+def test_records_are_never_more_than_an_interval_past_what_is_saved(tmp_path):
+    past = []
+
+    def listen(record):
+        past.append(record["step"] - (workdir.latest_step(tmp_path / workdir.CHECKPOINTS) or 0))
+
+    # Dispatches of a millisecond, where a save takes many.
+    plan = toy.plan(steps_per_dispatch=1, checkpoint_every=10)
+    train(tmp_path, plan=plan, listener=listen)
+    assert len(past) == 60
+    assert max(past) == 10
+
+
 def test_finished_training_takes_no_more_steps(tmp_path):
     expected = train(tmp_path)
     before = (tmp_path / workdir.METRICS).read_text()
