@@ -45,6 +45,8 @@ from d2ejax.algorithms.penalties import penalised as penalised
 from d2ejax.algorithms.samplers import Sampler as Sampler
 from d2ejax.algorithms.samplers import diffusion_sampler as diffusion_sampler
 from d2ejax.endpoints.base import Endpoint as Endpoint
+from d2ejax.endpoints.latent import class_reward as class_reward
+from d2ejax.endpoints.latent import latent_posterior as latent_posterior
 from d2ejax.endpoints.particle_systems import from_positions as from_positions
 from d2ejax.endpoints.particle_systems import to_positions as to_positions
 from d2ejax.endpoints.registry import make_endpoint as make_endpoint

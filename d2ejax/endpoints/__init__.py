@@ -9,6 +9,8 @@ from d2ejax.endpoints.curves import two_circles as two_circles
 from d2ejax.endpoints.curves import two_moons as two_moons
 from d2ejax.endpoints.heavy_tails import funnel as funnel
 from d2ejax.endpoints.heavy_tails import student_mixture as student_mixture
+from d2ejax.endpoints.latent import class_reward as class_reward
+from d2ejax.endpoints.latent import latent_posterior as latent_posterior
 from d2ejax.endpoints.lattice import phi4 as phi4
 from d2ejax.endpoints.mixtures import cross as cross
 from d2ejax.endpoints.mixtures import eight_gaussians as eight_gaussians
