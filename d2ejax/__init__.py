@@ -41,6 +41,7 @@ from d2ejax.algorithms.matching import flow_alone as flow_alone
 from d2ejax.algorithms.matching import flow_and_score as flow_and_score
 from d2ejax.algorithms.matching import matching as matching
 from d2ejax.algorithms.matching import stratified_times as stratified_times
+from d2ejax.algorithms.contexts import amortised as amortised
 from d2ejax.algorithms.penalties import penalised as penalised
 from d2ejax.algorithms.samplers import Sampler as Sampler
 from d2ejax.algorithms.samplers import diffusion_sampler as diffusion_sampler

@@ -67,13 +67,17 @@ class TimeMLP(nn.Module):
         if self.num_skipped:
             self.skip = _Head(self.num_skipped)
 
-    def __call__(self, x: Array, fraction: Array) -> Array:
+    def __call__(self, x: Array, fraction: Array, context: Array | None = None) -> Array:
         """Maps `(num_inputs,)` and t/T to `(num_outputs,)`."""
-        return self.at_embedding(x, self.embed(fraction))
+        return self.at_embedding(x, self.embed(fraction, context))
 
-    def embed(self, fraction: Array) -> list[Array]:
-        """What t/T adds to each of the layers, `(width,)`, and what passes by them all."""
+    def embed(self, fraction: Array, context: Array | None = None) -> list[Array]:
+        """What t/T and a context add to each layer, `(width,)`, and what passes by them all."""
         features = time_features(fraction, self.num_frequencies)
+        if context is not None:
+            # Of each time what the context says, and the other way round.
+            both = (features[:, None] * context[None, :]).reshape(-1)
+            features = jnp.concatenate([features, context, both])
         shifts = jnp.split(self.time(features), self.depth)
         return [*shifts, self.skip(features)] if self.num_skipped else shifts
 
@@ -176,6 +180,7 @@ def drift_network(
     score_clip: float = 100.0,
     affine: bool = False,
     dtype: DType = jnp.float32,
+    context: Array | None = None,
 ) -> NetworkPair:
     """A network for the drift and log-variance of a process, zero at its initialisation.
 
@@ -197,6 +202,8 @@ def drift_network(
             what the bridge between two isotropic Gaussians has, and in many dimensions
             normalised layers can hardly say.
         dtype: Of the hidden layers' products and activations, see `TimeMLP`.
+        context: Features of what all paths of a batch have in common beside the time, as which
+            class they are to end in, `(num_features,)`; see `algorithms.amortised`.
 
     Returns:
         The network's init and apply.
@@ -222,10 +229,10 @@ def drift_network(
 
     def init(key: Key) -> Params:
         features, _ = inputs(jnp.zeros(dim))
-        return module.init(key, features, jnp.zeros(()))
+        return module.init(key, features, jnp.zeros(()), context)
 
     def embed(params: Params, t: Array) -> Any:
-        return module.apply(params, t / t_max, method="embed")
+        return module.apply(params, t / t_max, context, method="embed")
 
     def apply(params: Params, x: Array, embedding: Any) -> tuple[Array, Array]:
         features, s = inputs(x)
