@@ -22,6 +22,7 @@ from d2ejax.algorithms.adjoint import AdjointStages as AdjointStages
 from d2ejax.algorithms.adjoint import adjoint_sampler as adjoint_sampler
 from d2ejax.algorithms.adjoint_objective import AdjointSampler as AdjointSampler
 from d2ejax.algorithms.base import Algorithm as Algorithm
+from d2ejax.algorithms.contexts import amortised as amortised
 from d2ejax.algorithms.diffusion_model import DiffusionModel as DiffusionModel
 from d2ejax.algorithms.diffusion_model import diffusion_model as diffusion_model
 from d2ejax.algorithms.enot import Enot as Enot
@@ -41,7 +42,6 @@ from d2ejax.algorithms.matching import flow_alone as flow_alone
 from d2ejax.algorithms.matching import flow_and_score as flow_and_score
 from d2ejax.algorithms.matching import matching as matching
 from d2ejax.algorithms.matching import stratified_times as stratified_times
-from d2ejax.algorithms.contexts import amortised as amortised
 from d2ejax.algorithms.penalties import penalised as penalised
 from d2ejax.algorithms.samplers import Sampler as Sampler
 from d2ejax.algorithms.samplers import diffusion_sampler as diffusion_sampler
