@@ -33,3 +33,4 @@ from d2ejax.metrics.particles import interatomic_distances as interatomic_distan
 from d2ejax.metrics.particles import w2_particles as w2_particles
 from d2ejax.metrics.plans import bw_uvp as bw_uvp
 from d2ejax.metrics.plans import conditional_bw_uvp as conditional_bw_uvp
+from d2ejax.metrics.plans import frechet_distance as frechet_distance

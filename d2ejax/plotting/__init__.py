@@ -5,6 +5,8 @@ from d2ejax.plotting.comparison import comparison as comparison
 from d2ejax.plotting.curves import training_curves as training_curves
 from d2ejax.plotting.drifts import drift_field as drift_field
 from d2ejax.plotting.graphs import graph as graph
+from d2ejax.plotting.images import morphs as morphs
+from d2ejax.plotting.images import translations as translations
 from d2ejax.plotting.motion import animation as animation
 from d2ejax.plotting.overview import overview as overview
 from d2ejax.plotting.ranking import Ranking as Ranking

@@ -32,6 +32,22 @@ def test_covariances_that_do_not_commute():
     assert found == pytest.approx(200 * squared / np.trace(b), rel=1e-9)
 
 
+def test_the_frechet_distance_is_that_of_the_fitted_gaussians():
+    a = np.array([[2.0, 0.8], [0.8, 1.0]])
+    b = np.array([[0.7, -0.4], [-0.4, 1.5]])
+    x, y = exactly([0.1, 0.2], a, 40), exactly([0.0, -0.5], b, 25, seed=1)
+    expected = 0.1**2 + 0.7**2 + np.trace(a + b - 2 * np.real(sqrtm(a @ b)))
+    assert metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_distance(y, x) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_distance(x, x) == pytest.approx(0.0, abs=1e-9)
+    # As many features as images have: of covariances without full rank too.
+    few = np.random.default_rng(2).normal(size=(2, 5, 30))
+    assert metrics.frechet_distance(few[0], few[0]) == pytest.approx(0.0, abs=1e-9)
+    assert metrics.frechet_distance(*few) > 0.1
+    with pytest.raises(ValueError, match="must be"):
+        metrics.frechet_distance(x, few[0])
+
+
 def test_true_samples_score_what_their_number_leaves():
     rng, dim, n = np.random.default_rng(1), 4, 400
     found = [
