@@ -22,13 +22,14 @@ SMALL = (
 TOTAL_STEPS = 40
 
 
-def start_two(command, directory):
+def start_two(command, directory, *flags):
     """Both processes, of which the second writes nothing."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     together = (f"--coordinator=localhost:{port}", "--num_processes=2")
-    return [command.start(directory, *SMALL, *together, f"--process_id={i}") for i in range(2)]
+    flags = (*SMALL, *flags, *together)
+    return [command.start(directory, *flags, f"--process_id={i}") for i in range(2)]
 
 
 def wait_for(processes):
@@ -37,21 +38,33 @@ def wait_for(processes):
 
 
 @pytest.mark.long
-def test_two_processes_stop_and_go_on_as_one_process_never_stopped(command, tmp_path):
-    directory = tmp_path / "two"
-    processes = start_two(command, directory)
+@pytest.mark.parametrize(
+    ("number", "backend"),
+    [
+        # Asked of one that is not the first, all of them stop.
+        (signal.SIGTERM, "pmap"),
+        # As whoever runs the job ends all of them when one has died.
+        (signal.SIGKILL, "shard_map"),
+    ],
+)
+def test_two_processes_stop_and_go_on_as_one_process_never_stopped(
+    number, backend, command, tmp_path
+):
+    directory, flag = tmp_path / "two", f"--config.parallel.backend={backend}"
+    processes = start_two(command, directory, flag)
     try:
         deadline = time.monotonic() + 300
         while workdir.latest_step(directory / workdir.CHECKPOINTS) is None:
             assert time.monotonic() < deadline and processes[1].poll() is None
             time.sleep(0.05)
-        # Asked of one that is not the first, all of them stop.
-        processes[1].send_signal(signal.SIGTERM)
+        killed = number == signal.SIGKILL
+        for process in processes[0 if killed else 1 :]:
+            process.send_signal(number)
         said, statuses = wait_for(processes)
-        assert statuses == [143, 143], said
+        assert statuses == ([-number] * 2 if killed else [143, 143]), said
         stopped = workdir.latest_step(directory / workdir.CHECKPOINTS)
-        assert 10 <= stopped < TOTAL_STEPS and stopped % 5 == 0
-        processes = start_two(command, directory)
+        assert 10 <= stopped < TOTAL_STEPS and stopped % (10 if killed else 5) == 0
+        processes = start_two(command, directory, flag)
         said, statuses = wait_for(processes)
     finally:
         for process in processes:

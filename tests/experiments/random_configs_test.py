@@ -96,6 +96,9 @@ def trained(config, directory, most=8):
 
     None for a configuration that is refused while it is wired, by the name of a key.
     """
+    if LONG:
+        # A system lets a process map so many programs, which hundreds of configurations exceed.
+        jax.clear_caches()
     if config.method == "fine_tuning":
         config = on_a_base(config, directory)
     try:
