@@ -24,7 +24,7 @@ from d2ejax.time_grids import TimeGrid
 from d2ejax.typing import Key, Params
 from experiments import bases, checkpoints, ends, tilts, wiring, workdir
 from experiments.methods import METHODS, fine_tuning
-from experiments.wiring import Base, Observed, Room
+from experiments.wiring import Base, Method, Observed, Room
 
 
 class Experiment(NamedTuple):
@@ -108,7 +108,8 @@ def build(config: ConfigDict) -> Experiment:
         base = _restore_base(config)
         # The law that its paths are to end in, and no longer that of a pair.
         room, target, bridge = room._replace(base=base), base.tilt.endpoint, None
-    method = METHODS[config.method].build(config, room)
+    wire = _images if config.target.name == ends.IMAGE_CLASS else METHODS[config.method].build
+    method = wire(config, room)
     return Experiment(
         **method._asdict(),
         source=source,
@@ -119,6 +120,19 @@ def build(config: ConfigDict) -> Experiment:
         bridge=bridge,
         observed=observed,
     )
+
+
+def _images(config: ConfigDict, room: Room) -> Method:
+    """A method whose target is a class of images, or each of several."""
+    # Imported here: their networks are slow to import, and most runs have none.
+    from experiments import amortising, translations
+
+    wire = METHODS[config.method].build
+    if not amortising.is_asked(config):
+        return wire(config, room)._replace(measure=translations.measure(config))
+    method = amortising.build(config, room, wire)
+    each = amortising.for_each(config, room, wire)
+    return method._replace(measure=translations.measure_each(config, room.ends[0], each))
 
 
 def _restore_base(config: ConfigDict) -> Base:

@@ -13,10 +13,14 @@ from d2ejax import pairs, references
 from d2ejax import snapshots as processes
 from d2ejax.endpoints import registry
 from d2ejax.endpoints.base import Endpoint
+from d2ejax.endpoints.options import build_by_name
 from d2ejax.exact.base import ExactBridge
 from d2ejax.references import Reference
 from d2ejax.snapshots import Snapshots
 from d2ejax.typing import Array, Key
+
+IMAGE_CLASS = "image_class"
+"""The endpoint that networks of images stand behind, see `d2ejax.latents`."""
 
 
 class Ends(NamedTuple):
@@ -50,7 +54,13 @@ def build_ends(config: ConfigDict) -> Ends:
 
 def build_end(section: ConfigDict) -> Endpoint:
     """The endpoint of the section `source` or `target`."""
-    return registry.make_endpoint(section.name, **section.options.to_dict())
+    table = registry.ENDPOINTS
+    if section.name == IMAGE_CLASS:
+        # Imported here: its networks are slow to import, and most runs have none.
+        from d2ejax import latents
+
+        table = table | {IMAGE_CLASS: latents.image_class}
+    return build_by_name("endpoint", table, section.name, (), section.options.to_dict())
 
 
 def with_reference(target: Endpoint, section: ConfigDict, file: str) -> Endpoint:

@@ -13,7 +13,7 @@ from d2ejax import plotting
 from d2ejax.exact.base import ExactBridge, HostArray
 from d2ejax.metrics import Estimate
 from d2ejax.typing import Key
-from experiments import diagnosis, graphs, interpolation, judge, sampling, workdir
+from experiments import diagnosis, ends, graphs, interpolation, judge, sampling, workdir
 from experiments.build import Experiment
 from experiments.errors import InputError
 from experiments.judge import Judge, Paths
@@ -201,6 +201,10 @@ def _draw(
             target=names[1].replace("_", " "),
         ),
     }
+    if config.target.name == ends.IMAGE_CLASS:
+        from experiments import translations
+
+        figures |= translations.figures(config, times, learned)
     folder = directory / workdir.PLOTS
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

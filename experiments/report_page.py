@@ -16,6 +16,13 @@ from experiments.configs import base
 
 _MEANINGS = {
     "bridge_gap": "KL(learned ‖ true bridge) in nats: zero only at the bridge",
+    "judge_accuracy": "share of the images moved that another network, never a reward, takes "
+    "for the class",
+    "frechet_distance": "of the judge's features of the images moved from those of real ones; "
+    "beside it that of the posterior itself, sampled by rejection",
+    "log_reward": "mean log-probability of the class by the classifier, in nats; beside it the "
+    "same by rejection",
+    "feature_distance": "squared distance of the judge's features of an image before and after",
     "reward": "mean reward at the ends of paths, in nats",
     "kl_to_base": "how far fine-tuning went from its base, in nats",
     "drift_error": "relative squared error of the drift along the true bridge",
@@ -54,6 +61,9 @@ _CAPTIONS = {
     "training.png": "The loss of each half-step, thick where it is smoothed, and what was "
     "measured at the end of each; ideals are dashed.",
     "snapshots.png": "The process at the times at which it was observed.",
+    "translations.png": "Images of the source, what each was moved to, and the training image "
+    "of the class that is nearest to that.",
+    "morphs.png": "Images on their way, a path a row.",
     "graph.png": "Who regulates whom, as learned.",
 }
 

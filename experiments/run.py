@@ -141,9 +141,16 @@ def _sample(args: Arguments, process_start: float) -> None:
 def build_trainer(args: Arguments) -> tuple[Any, Any]:
     """The experiment of a configuration and its trainer; nothing is compiled yet."""
     from d2ejax import parallel
-    from experiments import build
+    from experiments import build, ends
 
     _keep_compiled()
+    if args.config.target.name == ends.IMAGE_CLASS:
+        # Imported here: its networks are slow to import, and most runs have none.
+        from experiments import image_models
+
+        if parallel.is_first():
+            image_models.prepare_for(args.config)
+        parallel.wait()
     try:
         experiment = build.build(args.config)
         trainer = parallel.data_parallel(

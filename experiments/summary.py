@@ -30,6 +30,10 @@ _FEW_ANCHORS = 4
 
 IDEALS: dict[str, str | float] = {
     "bridge_gap": 0.0,
+    "judge_accuracy": 1.0,
+    "frechet_distance": "frechet_distance_rejection",
+    "log_reward": "log_reward_rejection",
+    "feature_distance": 0.0,
     "reward": "reward_exact",
     "kl_to_base": "kl_to_base_exact",
     "drift_error": 0.0,

@@ -70,6 +70,8 @@ class Room(NamedTuple):
         between: What training may see of the process at further times.
         knots: The points of the grid at these times.
         base: What fine-tuning starts from.
+        context: What the networks see of which problem it is, where one bridge is trained for
+            several: features of it, `(num_features,)`.
     """
 
     ends: tuple[Endpoint, Endpoint]
@@ -79,6 +81,7 @@ class Room(NamedTuple):
     between: tuple[Endpoint, ...] = ()
     knots: tuple[int, ...] = ()
     base: Base | None = None
+    context: Array | None = None
 
 
 class Observed(NamedTuple):
@@ -212,6 +215,7 @@ def build_network(config: ConfigDict, room: Room, goal: Endpoint) -> networks.Ne
         score_clip=given.score_clip,
         affine=given.affine,
         dtype=given.dtype,
+        context=room.context,
     )
 
 
@@ -240,7 +244,10 @@ def build_potential(
 
 def _drift_scale(config: ConfigDict, room: Room) -> float:
     t_max = config.grid.t_max
-    return config.network.drift_scale * float(room.law.variance(0.0, t_max)) ** 0.5 / t_max
+    # A number also where it is wired for a context that is being traced.
+    with jax.ensure_compile_time_eval():
+        variance = float(room.law.variance(0.0, t_max))
+    return config.network.drift_scale * variance**0.5 / t_max
 
 
 def build_process(

@@ -23,10 +23,15 @@ _AT_ONCE = 2000
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError if the batch does not divide over the devices."""
+    """Raises ValueError if the batch does not divide over the devices, or leaves too little."""
     given = config.fine_tuning
     groups_of = given.num_paths if given.loss == "log_variance" else 1
-    shards.share(config, "batch_size", config.batch_size, groups_of=groups_of)
+    paths = shards.share(config, "batch_size", config.batch_size, groups_of=groups_of)
+    if given.loss == "policy_gradient" and paths < 2:
+        raise ValueError(
+            f"batch_size = {config.batch_size}: must be ≥ {2 * shards.number(config)}: with "
+            "fine_tuning.loss = 'policy_gradient' each device or shard compares its paths"
+        )
 
 
 def reward(config: ConfigDict) -> LogDensity:

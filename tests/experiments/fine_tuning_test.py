@@ -385,6 +385,10 @@ def test_a_run_goes_on_with_no_other_base(base, tmp_path):
             "fine_tuning.num_paths = 1: must be an integer ≥ 2 with the loss 'log_variance'",
         ),
         (LOG_VARIANCE | {"fine_tuning.num_paths": 3}, "batch_size = 32: must be a multiple of"),
+        (
+            {"fine_tuning.loss": "policy_gradient", "batch_size": 8},
+            "batch_size = 8: must be ≥ 16: with fine_tuning.loss = 'policy_gradient'",
+        ),
         ({"fine_tuning.tracked_steps": 3}, "fine_tuning.tracked_steps = 3: must be at most"),
         (
             {"fine_tuning.tracked_steps": 1},

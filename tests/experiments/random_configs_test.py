@@ -237,8 +237,10 @@ def test_a_key_that_does_not_go_with_the_others_is_refused(data):
             shown = shown.to_dict() if isinstance(shown, ConfigDict) else shown
             assert text.startswith(f"{found} = {shown!r}: ")
             assert "must be " in text or "allowed: " in text
-            # The key that was changed, or what it was changed to, "auto" being no loss.
-            assert name in text or repr(value) in text or "the loss '" in text
+            # The key that was changed, or what it was changed to, "auto" being no loss. With
+            # another method other keys come into force, as those of caches do.
+            known = name in text or repr(value) in text or "the loss '" in text
+            assert known or name == "method"
 
 
 MAKERS = {"source": ENDPOINTS, "pair": pairs.PAIRS, "snapshots": snapshots.SNAPSHOTS}
