@@ -253,6 +253,15 @@ def test_every_setting_reaches_the_library(base, monkeypatch):
     np.testing.assert_allclose(noise[1] - noise[0], taken, rtol=1e-5, atol=1e-6)
 
 
+def test_a_policy_gradient_needs_two_paths_on_each_device(base):
+    changes = {"fine_tuning.loss": "policy_gradient", "batch_size": 8}
+    with pytest.raises(
+        ValueError, match=r"batch_size = 8: must be ≥ 16: with fine_tuning\.loss"
+    ):
+        build.build(tuned(base, changes))
+    build.build(tuned(base, changes | {"batch_size": 16}))
+
+
 def test_what_needs_a_reversal_is_not_said_without_one(base, tmp_path):
     config = tuned(base, LOG_VARIANCE | {"fine_tuning.noise": 0.5})
     whole, lean = build.build(tuned(base)), build.build(config)
@@ -385,10 +394,6 @@ def test_a_run_goes_on_with_no_other_base(base, tmp_path):
             "fine_tuning.num_paths = 1: must be an integer ≥ 2 with the loss 'log_variance'",
         ),
         (LOG_VARIANCE | {"fine_tuning.num_paths": 3}, "batch_size = 32: must be a multiple of"),
-        (
-            {"fine_tuning.loss": "policy_gradient", "batch_size": 8},
-            "batch_size = 8: must be ≥ 16: with fine_tuning.loss = 'policy_gradient'",
-        ),
         ({"fine_tuning.tracked_steps": 3}, "fine_tuning.tracked_steps = 3: must be at most"),
         (
             {"fine_tuning.tracked_steps": 1},
