@@ -34,6 +34,8 @@ def get_config() -> ConfigDict:
     config.reference.sigma = 0.5
     config.grid.t_max = 1.0
     config.network.width = 128
+    config.ipf.forward_steps = 600
+    config.ipf.backward_steps = 100
     # With so little noise few samples of the source stand behind an end in 20 dimensions.
     config.ipf.forward_loss = "log_variance"
     # An energy is a generator and a classifier: a hundred times what a network here costs.
