@@ -78,7 +78,8 @@ def load_models(folder: str | Path) -> Models:
         folder: Where they lie.
 
     Raises:
-        ValueError: If one is missing or damaged.
+        FileNotFoundError: If one is missing.
+        ValueError: If one is damaged.
     """
     files = sorted(path for path in Path(folder).glob("*") if path.is_file())
     return _load(str(folder), tuple((path.name, path.stat().st_mtime_ns) for path in files))
@@ -215,8 +216,16 @@ def _log_probabilities(given: _Given) -> Callable[[Array], Array]:
 
 
 def class_numbers(classes: int | Sequence[int]) -> tuple[int, ...]:
-    """Classes as a tuple, be it of one that a command line gave as a number."""
-    return tuple(np.atleast_1d(np.asarray(classes)).tolist())
+    """Classes as a tuple, be it of one that a command line gave as a number.
+
+    Raises:
+        ValueError: If there are none, or they are not integers from 0 on, each once.
+    """
+    labels = np.atleast_1d(np.asarray(classes)).tolist()
+    wanted = tuple(options.integer("classes", label, minimum=0) for label in labels)
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise ValueError(f"classes = {wanted!r}: must name at least one, each once")
+    return wanted
 
 
 def neighbours(images: Array, candidates: Array) -> Array:

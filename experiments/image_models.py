@@ -7,6 +7,7 @@ that are missing before it begins.
 
 import argparse
 import functools
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +25,10 @@ from d2ejax.images import adversarial, autoencoder, classification, datasets, ne
 from d2ejax.images.datasets import Images
 from d2ejax.typing import Key, Params
 from experiments import ends, workdir
-from experiments.errors import InputError, one_line
+from experiments.errors import InputError, StorageError, one_line
 
-_JUDGES_SEED = 1
-"""Of the classifier and of the judge no two random numbers are the same."""
+NETWORKS = "networks.json"
+"""In the folder: what the networks are trained on. In a workdir: which ones it was run with."""
 
 
 METRICS = "metrics"
@@ -75,14 +76,16 @@ _DESCRIBED = ("width", "kind", "likelihood")
 """What of the generator's options its description takes."""
 
 
-def prepare_for(config: ConfigDict) -> None:
+def prepare_for(config: ConfigDict, directory: Path) -> None:
     """Trains the networks that a configuration's target is made of, unless they are there.
 
     Args:
         config: A validated config whose target is a class of images.
+        directory: The workdir of the run.
 
     Raises:
-        InputError: If the data cannot be read, or the folder holds networks of another kind.
+        InputError: If the data cannot be read, or the folder holds networks of another kind or
+            others than the run began with.
         StorageError: If the disk is full.
     """
     given = config.target.options.to_dict()
@@ -92,8 +95,20 @@ def prepare_for(config: ConfigDict) -> None:
     try:
         # Finds out whether they are what the options say, and computes nothing.
         jax.eval_shape(endpoints.log_density(target), jnp.zeros(target.dim))
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
         raise InputError(f"target.options: {one_line(error)}") from error
+    pinned, now = directory / NETWORKS, digests(given["folder"])
+    if pinned.is_file() and json.loads(pinned.read_text()) != now:
+        raise InputError(
+            f"target.options.folder = {given['folder']!r}: holds other networks than "
+            f"{directory} was run with: must be those, or a new --workdir"
+        )
+
+
+def digests(folder: str | Path) -> dict[str, str]:
+    """The checksums of the networks of a folder, by their names."""
+    manifests = {name: Path(folder) / f"{name}.json" for name in _TRAINERS}
+    return {name: json.loads(path.read_text())["sha256"] for name, path in manifests.items()}
 
 
 def prepare(
@@ -120,6 +135,13 @@ def prepare(
         StorageError: If the disk is full.
     """
     folder = Path(folder)
+    asked = {
+        "dataset": dataset,
+        "generator": generator,
+        "latent_dim": latent_dim,
+        "seed": seed,
+    }
+    _check_asked(folder / NETWORKS, asked)
     missing = [name for name in _TRAINERS if not (folder / f"{name}.json").is_file()]
     if not missing:
         return
@@ -127,12 +149,22 @@ def prepare(
         train, test = datasets.load(dataset, data_folder or None)
     except ValueError as error:
         raise InputError(one_line(error)) from error
-    key, settings = jax.random.key(seed), SETTINGS.get(dataset, USUAL)
+    with workdir.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(folder / NETWORKS, asked)
+    keys = dict(zip(_TRAINERS, jax.random.split(jax.random.key(seed), 3), strict=True))
+    settings = SETTINGS.get(dataset, USUAL)
     for name in missing:
         begun = time.perf_counter()
         say = functools.partial(_progress, folder, name)
         description, params, measured = _TRAINERS[name](
-            key, train, test, settings, generator=generator, latent_dim=latent_dim, report=say
+            keys[name],
+            train,
+            test,
+            settings,
+            generator=generator,
+            latent_dim=latent_dim,
+            report=say,
         )
         with workdir.writing(folder):
             weights.save(folder, name, params, description)
@@ -141,6 +173,17 @@ def prepare(
             workdir.write_json(folder / METRICS / f"{name}.json", found)
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         print(f"{folder}: {name} trained: {numbers}", flush=True)
+
+
+def _check_asked(path: Path, asked: Mapping[str, Any]) -> None:
+    """Raises InputError if a folder is of other networks."""
+    there = json.loads(path.read_text()) if path.is_file() else asked
+    for name, value in asked.items():
+        if there[name] != value:
+            raise InputError(
+                f"{name} = {value!r}: must be {there[name]!r}, as in {path}, or the folder "
+                "another one"
+            )
 
 
 Made = tuple[networks.Description, Params, dict[str, float]]
@@ -156,6 +199,7 @@ def _generator(
     latent_dim: int,
     report: Callable[..., None],
 ) -> Made:
+    key, own_key = jax.random.split(key)
     given: dict[str, Any] = dict(settings.generator)
     described = {name: value for name, value in given.items() if name in _DESCRIBED}
     shape = train.pixels.shape[1:]
@@ -171,7 +215,7 @@ def _generator(
         key, train, latent_dim=latent_dim, report=report, **given
     )
     description = networks.autoencoder(shape, latent_dim=latent_dim, **described)
-    found = autoencoder.evaluate_autoencoder(key, description, params, test)
+    found = autoencoder.evaluate_autoencoder(own_key, description, params, test)
     # What encodes images has no part in what follows.
     return description, {"generator": params["generator"]}, found
 
@@ -188,7 +232,6 @@ def _classifier(
 ) -> Made:
     del of_generator
     given: dict[str, Any] = dict(settings.judge if judge else settings.classifier)
-    key = jax.random.fold_in(key, _JUDGES_SEED) if judge else key
     params, _ = classification.train_classifier(key, train, report=report, **given)
     description = networks.classifier(
         train.pixels.shape[1:], num_classes=len(train.classes), width=given["width"]
@@ -224,9 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains what is missing, and returns the exit status."""
     try:
         prepare(**vars(parse(argv)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, ValueError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except (StorageError, FloatingPointError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 3 if isinstance(error, StorageError) else 1
     return 0
 
 

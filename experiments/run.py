@@ -68,6 +68,7 @@ def _train(args: Arguments, process_start: float) -> None:
     judge = Judge(experiment)
     if first:
         workdir.create(args.workdir, args.config)
+        _pin_networks(args)
     parallel.wait()
     begun = 0 if saved is None else saved.step
     _check_same(args, begun)
@@ -149,7 +150,7 @@ def build_trainer(args: Arguments) -> tuple[Any, Any]:
         from experiments import image_models
 
         if parallel.is_first():
-            image_models.prepare_for(args.config)
+            image_models.prepare_for(args.config, args.workdir)
         parallel.wait()
     try:
         experiment = build.build(args.config)
@@ -161,6 +162,18 @@ def build_trainer(args: Arguments) -> tuple[Any, Any]:
     except ValueError as error:
         raise InputError(one_line(error)) from error
     return experiment, trainer
+
+
+def _pin_networks(args: Arguments) -> None:
+    """Writes down which networks stand behind a class of images."""
+    from experiments import ends
+
+    if args.config.target.name == ends.IMAGE_CLASS:
+        from experiments import image_models
+
+        with workdir.writing(args.workdir):
+            found = image_models.digests(args.config.target.options.folder)
+            workdir.write_json(args.workdir / image_models.NETWORKS, found)
 
 
 def _keep_compiled() -> None:

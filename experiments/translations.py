@@ -120,9 +120,12 @@ def figures(config: ConfigDict, times: HostArray, paths: HostArray) -> dict[str,
     decode = jax.jit(jax.vmap(models.decode))
     train, _ = _data(config)
     classes = _classes(config)
+    if config.target.options.get("each", False):
+        classes = classes[:1]  # Of which the paths are.
     wanted = ", ".join(train.classes[label] for label in classes)
     of_class = datasets.to_unit(train.pixels[np.isin(train.labels, classes)])
-    shown = paths[:_SHOWN].astype(np.float32)
+    finite = np.isfinite(paths).all(axis=(1, 2))
+    shown = paths[finite][:_SHOWN].astype(np.float32)
     starts, ends = (np.asarray(decode(shown[:, k])) for k in (0, -1))
     near = np.asarray(latents.neighbours(jnp.asarray(ends), jnp.asarray(of_class)))
     steps = np.unique(np.linspace(0, len(times) - 1, _COLUMNS).round().astype(int))
@@ -187,7 +190,9 @@ def _in_pieces(function: Callable[[Array], tuple[Array, ...]], values: HostArray
 
 
 def _is_of(judged: tuple[HostArray, HostArray], classes: list[int]) -> HostArray:
-    return np.isin(judged[0].argmax(axis=1), classes).astype(np.float64)
+    # What is not finite is of no class; argmax would say of the first.
+    finite = np.isfinite(judged[0]).all(axis=1)
+    return (finite & np.isin(judged[0].argmax(axis=1), classes)).astype(np.float64)
 
 
 def _squares(differences: HostArray) -> HostArray:

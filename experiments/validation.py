@@ -24,6 +24,7 @@ from experiments.configs import base
 from experiments.errors import InputError, one_line
 from experiments.fields import FIELDS
 from experiments.relations import RELATIONS, RELATIONS_OF_ENDS, Relation
+from experiments.relations_of_images import RELATIONS_OF_IMAGES
 from experiments.relations_of_methods import RELATIONS_OF_METHODS
 
 _T = TypeVar("_T")
@@ -38,6 +39,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     checked = check_fields(config)
     check_relations(checked, RELATIONS_OF_ENDS)
     check_endpoints(checked)
+    check_relations(checked, RELATIONS_OF_IMAGES)
     check_relations(checked, RELATIONS_OF_METHODS)
     check_relations(checked, RELATIONS)
     check_grid(checked)

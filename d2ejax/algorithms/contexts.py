@@ -41,6 +41,11 @@ def amortised(
 ) -> Algorithm:
     """One algorithm that trains the same parameters for every context.
 
+    What the algorithm does every so many gradient steps, as the refresh of particles, is done
+    for the one context that is drawn there: each has its share of these. So whatever must have
+    been done before a step can be taken, as the filling of a cache, has no place here, and
+    whatever depends on the context has to see it, as a learned log Z would.
+
     Args:
         make: Maps the index of a context, a traced integer, to the algorithm for it. The
             algorithms may differ in functions alone, as an energy and a network that see the

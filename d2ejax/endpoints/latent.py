@@ -23,8 +23,8 @@ COMBINES: tuple[Combine, ...] = get_args(Combine)
 
 _LOG_2PI = math.log(2.0 * math.pi)
 _EXTENT = (-5.5, 5.5)
-_MAX_ROUNDS = 100_000
-"""Of rejection: of a class that is made once in ten thousand, ten are missing of a round's."""
+_MAX_PROPOSED = 20_000_000
+"""By rejection, however many are accepted: minutes on a core for small networks of images."""
 
 
 def latent_posterior(
@@ -117,12 +117,13 @@ def rejection_samples(
         log_accept: `(dim,) -> ()`, at most zero.
 
     Returns:
-        Samples `(n, dim)`. Those still missing after 100,000 rounds are NaN.
+        Samples `(n, dim)`. Those still missing after 20 million proposals are NaN.
     """
+    max_rounds = max(1, _MAX_PROPOSED // n)
 
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         number, count, _ = carry
-        return (count < n) & (number < _MAX_ROUNDS)
+        return (count < n) & (number < max_rounds)
 
     def propose(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, count, kept = carry

@@ -91,6 +91,8 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
         ValueError: If the shapes do not fit.
     """
     drawn, other = points("x", x)[None], points("y", y)
+    if not np.isfinite(other).all():
+        return float("nan")
     mean, covariance = other.mean(axis=0), np.cov(other, rowvar=False, ddof=1)
     dim = other.shape[1]
     return float(_squared_distances(drawn, mean[None], covariance.reshape(1, dim, dim))[0])

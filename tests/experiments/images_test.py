@@ -86,11 +86,23 @@ def test_a_finished_bridge_needs_no_networks(moved):
     ("changes", "message"),
     [
         ({"target.options.classes": "(12,)"}, "classes = (12,): must be below 10"),
-        ({"target.options.generator": "adversary"}, "must be 'autoencoder' with 6"),
+        ({"target.options.classes": "(5,5)"}, "classes = (5, 5): must name at least one, each"),
+        ({"target.options.classes": "(0,-1)"}, "classes = -1 is not allowed"),
+        ({"target.options.generator": "adversary"}, "generator = 'adversary': must be 'auto"),
         ({"target.options.dataset": "digit"}, "unknown dataset 'digit': did you mean 'digits'"),
+        ({"target.options.dataset": "mnist_5000"}, "dataset = 'mnist_5000': must be 'digits'"),
         (
             {"source.options.dim": 5, "target.options.latent_dim": 5},
-            "latent_dim = 5: must be 'autoencoder' with 6",
+            "latent_dim = 5: must be 6",
+        ),
+        ({"target.access": "samples"}, "target.access = 'samples': must be 'energy'"),
+        (
+            {"target.options.each": True, "ipf.forward_loss": "auto"},
+            "ipf.forward_loss = 'auto': must be a loss without a potential",
+        ),
+        (
+            {"target.options.each": True, "method": "asbs"},
+            "method = 'asbs': must be 'ipf' with",
         ),
     ],
 )
@@ -98,6 +110,19 @@ def test_other_networks_are_refused_by_name(changes, message, folder, tmp_path, 
     assert train(tmp_path / "run", folder, **changes) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+
+
+def test_a_run_is_judged_by_the_networks_it_was_trained_with(moved, folder, capsys):
+    pinned = moved / image_models.NETWORKS
+    found = json.loads(pinned.read_text())
+    assert found == image_models.digests(folder)
+    assert len(set(found.values())) == 3
+    pinned.write_text(json.dumps(found | {latents.JUDGE: "0" * 64}))
+    arguments = ["run", f"--workdir={moved}", "--mode=sample", "--num_samples=3"]
+    assert run.main([*arguments, f"--output={moved / 'samples.npz'}"]) == 2
+    assert "holds other networks than" in capsys.readouterr().err
+    pinned.write_text(json.dumps(found))
+    assert run.main([*arguments, f"--output={moved / 'samples.npz'}"]) == 0
 
 
 @pytest.mark.long

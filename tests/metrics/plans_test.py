@@ -44,6 +44,8 @@ def test_the_frechet_distance_is_that_of_the_fitted_gaussians():
     few = np.random.default_rng(2).normal(size=(2, 5, 30))
     assert metrics.frechet_distance(few[0], few[0]) == pytest.approx(0.0, abs=1e-9)
     assert metrics.frechet_distance(*few) > 0.1
+    assert np.isnan(metrics.frechet_distance(np.full_like(x, np.nan), y))
+    assert np.isnan(metrics.frechet_distance(x, np.full_like(y, np.nan)))
     with pytest.raises(ValueError, match="must be"):
         metrics.frechet_distance(x, few[0])
 
