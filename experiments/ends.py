@@ -54,13 +54,15 @@ def build_ends(config: ConfigDict) -> Ends:
 
 def build_end(section: ConfigDict) -> Endpoint:
     """The endpoint of the section `source` or `target`."""
-    table = registry.ENDPOINTS
-    if section.name == IMAGE_CLASS:
-        # Imported here: its networks are slow to import, and most runs have none.
-        from d2ejax import latents
+    options = section.options.to_dict()
+    if section.name != IMAGE_CLASS:
+        return registry.make_endpoint(section.name, **options)
+    # Imported here: its networks are slow to import, and most runs have none.
+    from d2ejax import latents
 
-        table = table | {IMAGE_CLASS: latents.image_class}
-    return build_by_name("endpoint", table, section.name, (), section.options.to_dict())
+    return build_by_name(
+        "endpoint", {IMAGE_CLASS: latents.image_class}, IMAGE_CLASS, (), options
+    )
 
 
 def with_reference(target: Endpoint, section: ConfigDict, file: str) -> Endpoint:
