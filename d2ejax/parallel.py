@@ -377,7 +377,9 @@ def _shard_map(function: Callable, devices: list[jax.Device], *, donate: bool) -
     here = Mesh(np.asarray(mesh.local_devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     def on_all(*local):
-        # Like pmap, which takes and gives what this process's devices have.
+        # Like pmap, which takes and gives what this process's devices have; what comes from the
+        # host lies on the first of them.
+        local = jax.device_put(local, NamedSharding(here, spec))
         return _over(jitted(*_over(local, mesh, len(devices))), here, here.size)
 
     return on_all
