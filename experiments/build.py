@@ -1,6 +1,7 @@
 """From a validated config to an experiment.
 
-With `bases`, `ends`, `wiring` and `methods` the only reader of configs.
+With `bases`, `ends`, `wiring`, `methods` and, for images, `amortising`, `image_models` and
+`translations` the only reader of configs.
 
 Nothing here simulates or trains; it wires functions of the library together.
 """

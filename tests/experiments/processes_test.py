@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from d2ejax.parallel import BACKENDS
 from experiments import checkpoints, run, workdir
 from tests.experiments.conftest import CONFIG
 
@@ -38,17 +39,8 @@ def wait_for(processes):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("number", "backend"),
-    [
-        # Asked of one that is not the first, all of them stop.
-        (signal.SIGTERM, "pmap"),
-        (signal.SIGTERM, "shard_map"),
-    ],
-)
-def test_two_processes_stop_and_go_on_as_one_process_never_stopped(
-    number, backend, command, tmp_path
-):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_stop_and_go_on_as_one_process_never_stopped(backend, command, tmp_path):
     directory, flag = tmp_path / "two", f"--config.parallel.backend={backend}"
     processes = start_two(command, directory, flag)
     try:
@@ -56,7 +48,8 @@ def test_two_processes_stop_and_go_on_as_one_process_never_stopped(
         while workdir.latest_step(directory / workdir.CHECKPOINTS) is None:
             assert time.monotonic() < deadline and processes[1].poll() is None
             time.sleep(0.05)
-        processes[1].send_signal(number)
+        # Asked of one that is not the first, all of them stop.
+        processes[1].send_signal(signal.SIGTERM)
         said, statuses = wait_for(processes)
         assert statuses == [143, 143], said
         stopped = workdir.latest_step(directory / workdir.CHECKPOINTS)
